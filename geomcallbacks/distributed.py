@@ -1,0 +1,34 @@
+"""The few things that processes of one run agree on. Without torch.distributed, a run is one process."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+
+def rank() -> int:
+    """Number of this process in the default group."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Processes in the default group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def worst(status: int, device: torch.device) -> int:
+    """The largest status of any process."""
+    if world_size() == 1:
+        return status
+    largest = torch.tensor([status], device=device)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest.item())
+
+
+def first_decides(decision: bool, device: torch.device) -> bool:
+    """The decision of the first process."""
+    if world_size() == 1:
+        return decision
+    decided = torch.tensor([int(decision)], device=device)
+    dist.broadcast(decided, 0)
+    return bool(decided.item())

@@ -1,0 +1,318 @@
+"""A model and a probe batch in, features of the chosen layers and positions out, no trace left on the model.
+
+`Reader` resolves once what is called and where it is read; `Reader.read` runs one batch. Hooks exist only while a
+batch runs, only the wanted positions leave the hooked layer, and neither LM head nor cache is computed for the causal
+language models of Transformers.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import random
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from geomcallbacks.probe import ProbeBatch
+
+Layers = int | str | Sequence[int | str]
+Positions = str | int
+#: Calls a model on tokens: (model, input_ids (b, t), attention_mask (b, t)) -> anything; hooks read the states.
+ForwardFn = Callable[[nn.Module, Tensor, Tensor], Any]
+
+
+@dataclass(frozen=True)
+class ReadPoint:
+    """Where one layer's states are taken: the `side` ("input" or "output") of the module called `name`."""
+
+    label: str
+    name: str
+    module: nn.Module
+    side: str
+
+
+class Reader:
+    """What is called, and where it is read.
+
+    The only causal language model found inside `model` is called without its head. `layers` counts as Transformers'
+    `hidden_states` do: 0 is what enters the first block, i what leaves block i, and -1 (or the number of blocks) the
+    backbone's output, after its final norm where it has one. A name takes the output of that submodule. Any other
+    module is called whole (through `forward` where it does not take `input_ids`) and read at the submodules named by
+    `layers`, or by `module` when `layers` is left at -1.
+
+    Args:
+        model: the model as the training loop holds it: wrapped by DDP, PEFT or torch.compile, or a LightningModule.
+        layers: one layer or several.
+        module: name of the submodule to read, where it cannot be found or where there are several.
+        forward: how to call a model that does not take `input_ids`.
+
+    Raises:
+        ValueError: no causal language model or several, an unknown layer or module, a sharded model.
+    """
+
+    def __init__(
+        self, model: nn.Module, layers: Layers = -1, module: str | None = None, forward: ForwardFn | None = None
+    ) -> None:
+        model = unwrap(model)
+        _refuse_unsupported(model)
+        root_name, root = _find_root(model, module, by_name=forward is not None or _all_names(layers))
+        wanted = [layers] if isinstance(layers, (int, str)) else list(layers)
+        if not wanted:
+            raise ValueError("layers=[] reads nothing: give a layer, or -1 for the last")
+        self.called: nn.Module
+        if _is_language_model(root) and forward is None:
+            self.called = _backbone(root)
+            self.vocabulary: int | None = root.get_input_embeddings().num_embeddings
+            self._forward: ForwardFn = _call_backbone
+        else:
+            self.called = model
+            self.vocabulary = None
+            self._forward = forward or _call_plain
+        self.points = [self._point(root_name, root, layer) for layer in wanted]
+        labels = [point.label for point in self.points]
+        if len(set(labels)) < len(labels):
+            raise ValueError(f"layers={layers!r} names a layer twice ({', '.join(labels)}): name each once")
+
+    @torch.no_grad()
+    def read(self, batch: ProbeBatch, positions: Positions) -> tuple[dict[str, Tensor], Tensor]:
+        """Run one batch.
+
+        Args:
+            batch: the rows.
+            positions: which positions are kept; see `position_index`.
+
+        Returns:
+            Features (m, d) for each layer's label, in the model's own dtype and on its device, and the probe row (m,)
+            that each came from.
+
+        Raises:
+            ValueError: a layer gave something other than a (b, t, d) tensor, or was not reached.
+        """
+        device = next((p.device for p in self.called.parameters()), torch.device("cpu"))
+        select = _selector(batch, positions, device)
+        features: dict[str, Tensor] = {}
+        with ExitStack() as stack:
+            for point in self.points:
+                stack.callback(_hook(point, select, batch, features).remove)
+            self._forward(self.called, batch.input_ids_bt.to(device), batch.mask_bt.to(device))
+        missing = [point.name for point in self.points if point.label not in features]
+        if missing:
+            raise ValueError(f"layer {missing[0]!r} was not reached by the forward pass: read another, or give forward=")
+        origin = batch.rows_b.repeat_interleave(position_count(batch.lengths_b, positions))
+        return features, origin
+
+    def _point(self, root_name: str, root: nn.Module, layer: int | str) -> ReadPoint:
+        if isinstance(layer, str):
+            return ReadPoint(layer, layer, _submodule(root, layer), "output")
+        if not _is_language_model(root):
+            if layer != -1:
+                raise ValueError(
+                    f"layers={layer} counts the blocks of a Transformers model, and {type(root).__name__} is none: name"
+                    " the submodule to read instead"
+                )
+            return ReadPoint(root_name or "output", root_name, root, "output")
+        return _block_point(root_name, root, layer)
+
+
+def position_count(lengths_n: Tensor, positions: Positions) -> Tensor:
+    """How many features each row of so many real tokens gives, (n,)."""
+    if positions == "all":
+        return lengths_n - 1
+    return torch.full_like(lengths_n, positions if isinstance(positions, int) else 1)
+
+
+def check_positions(positions: Positions, lengths_n: Tensor | None = None) -> None:
+    """Raise ``ValueError`` unless `positions` is known and every row is long enough for it."""
+    if isinstance(positions, bool) or not (
+        positions in ("last", "all", "mean") or (isinstance(positions, int) and positions >= 1)
+    ):
+        raise ValueError(f"positions={positions!r} is unknown: give 'last', 'all', 'mean' or a positive number")
+    if isinstance(positions, int) and lengths_n is not None and int(lengths_n.min()) < positions + 1:
+        raise ValueError(
+            f"positions={positions} needs rows of at least {positions + 1} tokens, and the probe has one of"
+            f" {int(lengths_n.min())}: take fewer positions or build the probe with min_length={positions + 1}"
+        )
+
+
+def position_index(lengths_b: Tensor, k: int) -> Tensor:
+    """(b, k) 0-based positions ⌈L·j/k⌉ − 1, j = 1 … k, of rows of L real tokens; the last of them is the last token."""
+    j = torch.arange(1, k + 1)
+    return (lengths_b[:, None] * j + k - 1) // k - 1
+
+
+@contextmanager
+def leave_no_trace(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, and everything as it was outside: each submodule's own mode, and every random state.
+
+    Compiled submodules run eagerly inside: a hook added after the first compiled call would never fire, and the
+    probe's shapes would make the training graphs dynamic.
+    """
+    modes = [(child, child.training) for child in module.modules()]
+    cuda = {p.device for p in module.parameters() if p.device.type == "cuda"}
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[device.index for device in cuda]))
+        if "torch._dynamo" in sys.modules:  # nothing is compiled before that is loaded, and loading takes seconds
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        try:
+            for child, _ in modes:
+                child.training = False
+            yield
+        finally:
+            for child, training in modes:
+                child.training = training
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside DDP, DataParallel and torch.compile wrappers."""
+    while True:
+        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
+
+
+def _all_names(layers: Layers) -> bool:
+    return isinstance(layers, str) or (not isinstance(layers, int) and all(isinstance(x, str) for x in layers))
+
+
+def _is_language_model(module: nn.Module) -> bool:
+    """Whether this is a PreTrainedModel, told by its class: PEFT's wrappers forward attributes of what they wrap."""
+    return hasattr(type(module), "base_model_prefix") and hasattr(type(module), "get_input_embeddings")
+
+
+def _find_root(model: nn.Module, name: str | None, by_name: bool) -> tuple[str, nn.Module]:
+    if name is not None:
+        return name, _submodule(model, name, argument="module")
+    if by_name and not any(_is_language_model(child) for child in model.modules()):
+        return "", model
+    found: list[tuple[str, nn.Module]] = []
+    for path, child in model.named_modules():
+        nested = any(path.startswith(f"{outer}.") or outer == "" for outer, _ in found)
+        if _is_language_model(child) and not nested:
+            found.append((path, child))
+    with_head = [(path, child) for path, child in found if child.get_output_embeddings() is not None]  # type: ignore[operator]
+    candidates = with_head or found
+    if len(candidates) == 1:
+        return candidates[0]
+    if not candidates:
+        children = ", ".join(f"{path} ({type(child).__name__})" for path, child in model.named_children())
+        raise ValueError(
+            f"no causal language model of Transformers was found in {type(model).__name__}: name the submodule whose"
+            f" output is to be read, module=<name>. Its children: {children or 'none'}"
+        )
+    listed = ", ".join(f"module={path!r} ({type(child).__name__})" for path, child in candidates)
+    raise ValueError(f"{type(model).__name__} holds {len(candidates)} language models: choose one, {listed}")
+
+
+def _submodule(root: nn.Module, name: str, argument: str = "layers") -> nn.Module:
+    modules = dict(root.named_modules())
+    if name in modules:
+        return unwrap(modules[name])
+    near = difflib.get_close_matches(name, modules, n=5, cutoff=0.4)
+    hint = f"did you mean {', '.join(map(repr, near))}?" if near else f"it has {', '.join(list(modules)[1:6])}, …"
+    raise ValueError(f"{argument}={name!r} is no submodule of {type(root).__name__}: {hint}")
+
+
+def _backbone(language_model: Any) -> nn.Module:
+    if getattr(language_model.config, "is_encoder_decoder", False):
+        raise ValueError(f"{type(language_model).__name__} is an encoder-decoder: only causal models are read")
+    backbone: nn.Module = language_model.get_decoder()
+    return backbone
+
+
+def _block_point(root_name: str, language_model: Any, layer: int) -> ReadPoint:
+    backbone = _backbone(language_model)
+    depth = language_model.config.get_text_config().num_hidden_layers
+    if not -depth - 1 <= layer <= depth:
+        raise ValueError(
+            f"layers={layer} is not in {type(language_model).__name__}, which has {depth} blocks: give 0 to {depth}, or"
+            f" -1 to {-depth - 1}"
+        )
+    index = layer % (depth + 1)
+    inside = next(name for name, child in language_model.named_modules() if child is backbone)
+    path = ".".join(part for part in (root_name, inside) if part)
+    if index == depth:
+        return ReadPoint(f"layer{index}", path or type(backbone).__name__, backbone, "output")
+    for name, child in backbone.named_children():
+        if isinstance(child, nn.ModuleList) and len(child) == depth:
+            block = max(index - 1, 0)
+            side = "output" if index else "input"
+            return ReadPoint(f"layer{index}", f"{path}.{name}.{block}".lstrip("."), child[block], side)
+    raise ValueError(f"the blocks of {type(backbone).__name__} were not found: name the submodule to read instead")
+
+
+def _refuse_unsupported(model: nn.Module) -> None:
+    from torch.distributed.tensor import DTensor
+
+    if any(isinstance(p, DTensor) for p in model.parameters()) or "FullyShardedDataParallel" in {
+        type(child).__name__ for child in model.modules()
+    }:
+        raise ValueError("the model's parameters are sharded over processes (FSDP, tensor parallel): not supported yet")
+    if any(hasattr(p, "ds_id") for p in model.parameters()):
+        raise ValueError("the model's parameters are partitioned by DeepSpeed ZeRO-3: not supported yet")
+    for child in model.modules():
+        adapters = getattr(child, "peft_config", None)
+        if isinstance(adapters, dict) and any(getattr(a, "is_prompt_learning", False) for a in adapters.values()):
+            raise ValueError(
+                f"{type(child).__name__} learns virtual tokens in front of the text, which a probe of the backbone would"
+                " leave out: measure models with weight adapters such as LoRA"
+            )
+
+
+def _call_backbone(backbone: nn.Module, input_ids_bt: Tensor, mask_bt: Tensor) -> Any:
+    return backbone(input_ids=input_ids_bt, attention_mask=mask_bt, use_cache=False)
+
+
+def _call_plain(model: nn.Module, input_ids_bt: Tensor, mask_bt: Tensor) -> Any:
+    accepted = inspect.signature(model.forward).parameters
+    return model(input_ids_bt, attention_mask=mask_bt) if "attention_mask" in accepted else model(input_ids_bt)
+
+
+def _selector(batch: ProbeBatch, positions: Positions, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """A function from hidden states (b, t, d) to the features (m, d) of the wanted positions."""
+    if positions == "mean":
+        weight_bt = batch.mask_bt.to(device, torch.float32)
+        weight_bt[:, 0] = 0.0
+        weight_bt /= weight_bt.sum(1, keepdim=True)
+        return lambda hidden_btd: torch.einsum("btd,bt->bd", hidden_btd.float(), weight_bt)
+    if positions == "all":
+        keep = batch.mask_bt.bool()
+        keep[:, 0] = False
+        row, position = keep.nonzero(as_tuple=True)
+    else:
+        index_bk = position_index(batch.lengths_b, positions if isinstance(positions, int) else 1)
+        row = torch.arange(len(index_bk)).repeat_interleave(index_bk.shape[1])
+        position = index_bk.flatten()
+    row, position = row.to(device), position.to(device)
+    return lambda hidden_btd: hidden_btd[row, position]
+
+
+def _hook(
+    point: ReadPoint, select: Callable[[Tensor], Tensor], batch: ProbeBatch, features: dict[str, Tensor]
+) -> torch.utils.hooks.RemovableHandle:
+    def keep(value: Any) -> None:
+        hidden = getattr(value, "last_hidden_state", value)
+        hidden = hidden[0] if isinstance(hidden, (tuple, list)) else hidden
+        expected = tuple(batch.input_ids_bt.shape)
+        if not isinstance(hidden, Tensor) or hidden.ndim != 3 or tuple(hidden.shape[:2]) != expected:
+            got = tuple(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__
+            raise ValueError(f"layer {point.name!r} gives {got}, not states of shape {(*expected, 'd')}: read another")
+        features[point.label] = select(hidden.detach())
+
+    if point.side == "output":
+        return point.module.register_forward_hook(lambda module, args, output: keep(output))
+    return point.module.register_forward_pre_hook(
+        lambda module, args, kwargs: keep(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+    )

@@ -1,0 +1,217 @@
+"""Pure functions of a spectrum: the numbers that describe a representation's geometry.
+
+Every function takes a *descending* one-dimensional spectrum (a tensor on any device, or anything that
+``torch.as_tensor`` accepts), computes in float64 and returns 0-dimensional float64 tensors, so that a caller can
+stack many of them and leave the device once. What the shape alone shows to be wrong raises ``ValueError``; what only
+the data show (a spectrum of zeros, a window that reaches into round-off) gives NaN, which the monitor turns into
+"no value" with a reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from geomcallbacks.spectrum import Spectrum
+
+#: The names under which metrics are recorded and logged, in the order in which they are shown.
+METRIC_NAMES = (
+    "rankme",
+    "rankme_garrido",
+    "alpha_req",
+    "alpha_req_r2",
+    "participation_ratio",
+    "stable_rank",
+    "top1_share",
+    "top10_share",
+    "trace",
+    "mean_norm",
+)
+
+DEFAULT_WINDOW = (11, 100)
+
+SpectrumLike = Tensor | Sequence[float]
+
+
+def rankme(eigenvalues: SpectrumLike, eps: float = 0.0, top: int | None = None) -> Tensor:
+    """Effective rank exp(−Σ pᵢ ln pᵢ) with pᵢ = λᵢ/Σλ, λ the eigenvalues of the *centred* covariance.
+
+    This is the convention of Li et al. 2025 (arXiv 2509.23024). It is not `rankme_garrido`, and never to be compared
+    with it: on λ ∝ 1/i the two differ by a factor of four.
+
+    Args:
+        eigenvalues: (r,) descending eigenvalues, any scale.
+        eps: added to every share after normalising; shares are then *not* renormalised. The official code of the
+            paper uses 1e-7 (and `top=2048`); the default adds nothing.
+        top: keep only so many leading eigenvalues; shares are of the kept sum.
+
+    Returns:
+        A 0-d float64 tensor between 1 and r, or NaN when all eigenvalues are zero.
+
+    Raises:
+        ValueError: the spectrum is not one-dimensional or is empty, `eps` is negative or `top` is below one.
+    """
+    if top is not None and top < 1:
+        raise ValueError(f"top={top} keeps no eigenvalue: give a positive number, or None to keep all")
+    return _entropy_rank(_as_spectrum(eigenvalues)[:top], eps)
+
+
+def rankme_garrido(singular_values: SpectrumLike, eps: float = 0.0) -> Tensor:
+    """Effective rank over the singular values of the *uncentred* features: RankMe as first published.
+
+    Garrido et al. 2023 (arXiv 2210.02885): exp(−Σ pᵢ ln pᵢ) with pᵢ = σᵢ/Σσ.
+
+    Args:
+        singular_values: (r,) descending singular values of the feature matrix, its mean not removed.
+        eps: added to every share after normalising, as in `rankme`.
+
+    Returns:
+        A 0-d float64 tensor between 1 and r, or NaN when all singular values are zero.
+    """
+    return _entropy_rank(_as_spectrum(singular_values), eps)
+
+
+def alpha_req(eigenvalues: SpectrumLike, window: tuple[int, int] = DEFAULT_WINDOW) -> tuple[Tensor, Tensor]:
+    """Decay exponent α of the eigenspectrum, λᵢ ∝ i^−α, and the R² of the fit.
+
+    α minimises Σ (1/i)(ln λᵢ − a + α ln i)² over the ranks of the window (α-ReQ, Agrawal et al. 2022; the weights
+    follow Stringer et al. 2019). R² is that line's unweighted coefficient of determination over the window.
+
+    Args:
+        eigenvalues: (r,) descending eigenvalues of the centred covariance.
+        window: first and last rank of the fit, 1-based and inclusive. α is never comparable across windows. The
+            official code of Li et al. 2025 fits ranks 12 to 100; most others, and this default, 11 to 100.
+
+    Returns:
+        (α, R²), 0-d float64 tensors; both NaN when the window reaches eigenvalues that are round-off, R² alone NaN
+        when the spectrum is exactly flat over the window.
+
+    Raises:
+        ValueError: the window is malformed, or reaches past the number of eigenvalues.
+    """
+    low, high = check_window(window)
+    spectrum = _as_spectrum(eigenvalues)
+    if high > len(spectrum):
+        raise ValueError(
+            f"window={window} reaches past the {len(spectrum)} eigenvalues there are: end it at {len(spectrum)} or less"
+        )
+    values = spectrum[low - 1 : high]
+    ranks = torch.arange(low, high + 1, dtype=spectrum.dtype, device=spectrum.device)
+    x, y, weight = ranks.log(), values.log(), 1.0 / ranks
+    x_mean, y_mean = (weight * x).sum() / weight.sum(), (weight * y).sum() / weight.sum()
+    slope = (weight * (x - x_mean) * (y - y_mean)).sum() / (weight * (x - x_mean) ** 2).sum()
+    residual = y - y_mean - slope * (x - x_mean)
+    r2 = 1.0 - residual.square().sum() / (y - y.mean()).square().sum()
+    supported = numerical_rank(spectrum) >= high
+    nothing = torch.full_like(slope, torch.nan)
+    return torch.where(supported, -slope, nothing), torch.where(supported, r2, nothing)
+
+
+def participation_ratio(eigenvalues: SpectrumLike) -> Tensor:
+    """(Σλ)²/Σλ²: the number of equal eigenvalues with the same first two moments. NaN when all are zero."""
+    spectrum = _as_spectrum(eigenvalues)
+    return spectrum.sum().square() / spectrum.square().sum()
+
+
+def stable_rank(eigenvalues: SpectrumLike) -> Tensor:
+    """Σλ/λ₁. NaN when all eigenvalues are zero."""
+    spectrum = _as_spectrum(eigenvalues)
+    return spectrum.sum() / spectrum[0]
+
+
+def top_share(eigenvalues: SpectrumLike, k: int) -> Tensor:
+    """Share of the variance on the k leading directions: what compression makes grow. NaN when Σλ is zero.
+
+    Raises:
+        ValueError: k is below one.
+    """
+    if k < 1:
+        raise ValueError(f"k={k} takes no direction: give a positive number")
+    spectrum = _as_spectrum(eigenvalues)
+    return spectrum[:k].sum() / spectrum.sum()
+
+
+def numerical_rank(eigenvalues: SpectrumLike) -> Tensor:
+    """How many eigenvalues stand above round-off, λᵢ > λ₁ · r · 2⁻⁵² (as a 0-d integer tensor)."""
+    spectrum = _as_spectrum(eigenvalues)
+    return (spectrum > spectrum[0] * len(spectrum) * torch.finfo(spectrum.dtype).eps).sum()
+
+
+def describe(spectrum: Spectrum, window: tuple[int, int]) -> tuple[dict[str, float | None], dict[str, str]]:
+    """All metrics of a spectrum, with one transfer off the device.
+
+    Returns:
+        The value of each of `METRIC_NAMES`, None where there is none, and the reason for each that is missing.
+    """
+    if spectrum.n < 2:
+        return no_values("one row has no covariance")
+    values = spectrum.eigenvalues
+    alpha = torch.full((2,), torch.nan, dtype=torch.float64, device=values.device)
+    if window[1] <= len(values):
+        alpha = torch.stack(alpha_req(values, window))
+    numbers = torch.stack(
+        [
+            rankme(values),
+            rankme_garrido(spectrum.singular_values),
+            alpha[0],
+            alpha[1],
+            participation_ratio(values),
+            stable_rank(values),
+            top_share(values, 1),
+            top_share(values, 10),
+            values.sum(),
+            spectrum.mean_norm.to(values.device),
+            numerical_rank(values).to(torch.float64),
+        ]
+    ).tolist()
+    rank = int(numbers.pop())
+    found = dict(zip(METRIC_NAMES, numbers, strict=True))
+    if found["trace"] == 0.0:
+        return no_values("all rows are equal, so the covariance is zero")
+    reasons = {}
+    if math.isnan(found["alpha_req"]):
+        reasons["alpha_req"] = f"ranks {window[0]} to {window[1]} reach past the rank {rank} of the data"
+    if math.isnan(found["alpha_req_r2"]):
+        reasons["alpha_req_r2"] = reasons.get("alpha_req", "the spectrum is flat over the window")
+    return {name: None if math.isnan(value) else value for name, value in found.items()}, reasons
+
+
+def no_values(reason: str) -> tuple[dict[str, float | None], dict[str, str]]:
+    """What `describe` returns where nothing can be said."""
+    return dict.fromkeys(METRIC_NAMES), dict.fromkeys(METRIC_NAMES, reason)
+
+
+def check_window(window: tuple[int, int]) -> tuple[int, int]:
+    """Return `window` as two integers, or raise ``ValueError`` saying what a window of ranks looks like."""
+    try:
+        low, high = window
+        valid = low == int(low) and high == int(high) and 1 <= low and low + 2 <= high
+    except (TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise ValueError(
+            f"alpha_window={window!r} is not a window of ranks: give (first, last), 1-based and inclusive, with"
+            " 1 <= first and at least three ranks, such as (11, 100)"
+        )
+    return int(low), int(high)
+
+
+def _entropy_rank(spectrum: Tensor, eps: float) -> Tensor:
+    if eps < 0:
+        raise ValueError(f"eps={eps} is negative: give 0 or a small positive number")
+    share = spectrum / spectrum.sum() + eps
+    return torch.exp(-torch.special.xlogy(share, share).sum())
+
+
+def _as_spectrum(values: SpectrumLike) -> Tensor:
+    spectrum = torch.as_tensor(values)
+    if spectrum.ndim != 1 or spectrum.numel() == 0:
+        raise ValueError(
+            f"a spectrum of shape {tuple(spectrum.shape)} was given: metrics take a non-empty one-dimensional one"
+        )
+    if spectrum.device.type == "mps":  # has no float64
+        spectrum = spectrum.cpu()
+    return spectrum.to(torch.float64)

@@ -1,0 +1,258 @@
+"""GeometryMonitor: the one place that composes probe, measurement, schedule and record file."""
+
+from __future__ import annotations
+
+import platform
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from geomcallbacks.distributed import first_decides, rank
+from geomcallbacks.hidden import ForwardFn, Layers, Positions
+from geomcallbacks.measure import Settings, check_fit, device_of, measure_probe
+from geomcallbacks.metrics import DEFAULT_WINDOW
+from geomcallbacks.probe import ProbeSet
+from geomcallbacks.record import GeometryRecord, RecordWriter
+from geomcallbacks.schedule import Ledger, Schedule
+
+
+class GeometryMonitor:
+    """Measures the geometry of a model's hidden states on held-out text, in any training loop.
+
+    Call `step` after every optimiser update; it measures when the schedule says so. With torch.distributed
+    initialised, every process must call it.
+
+    Args:
+        probe: one ProbeSet, or several by label.
+        layers: what is read: -1 (the output of the last layer, after the final norm where the model has one), other
+            indices as in Transformers' `hidden_states`, names of submodules, or a list of these.
+        positions: "last" token of each row, k evenly spaced positions, "all" but the first, or their "mean".
+        alpha_window: ranks (first, last) over which α is fitted, 1-based and inclusive. A model with d < 128 needs a
+            window of its own.
+        precision: "training" measures under the autocast that is active when `step` is called, "bf16" under autocast
+            of its own, "fp32" without any.
+        schedule: at which updates to measure.
+        module: name of the submodule to read where it is not found, or where there are several language models.
+        forward: (model, input_ids, attention_mask) -> anything, for models that are not called with `input_ids`.
+        path: the record file; None writes none.
+        on_error: "warn" once and go on when a measurement fails, or "raise".
+        batch_size: rows of the probe that go through the model together. Part of what a number means in low
+            precision, so it is recorded.
+        spectra: keep the whole eigenspectrum of each measurement beside the record file.
+        intervals: give each metric a 95 % interval by resampling the probe's rows. Costs twenty more spectra.
+        tokens_per_update: training tokens of one update, to record how many were seen.
+        total_steps: updates of the run, where known: the last is then measured, and spacing follows its length.
+
+    Raises:
+        ValueError: an argument is wrong by itself. What needs the model is raised by `start`.
+    """
+
+    def __init__(
+        self,
+        probe: ProbeSet | Mapping[str, ProbeSet],
+        *,
+        layers: Layers = -1,
+        positions: Positions = "last",
+        alpha_window: tuple[int, int] = DEFAULT_WINDOW,
+        precision: str = "training",
+        schedule: Schedule = Schedule(),  # noqa: B008 (frozen)
+        module: str | None = None,
+        forward: ForwardFn | None = None,
+        path: str | Path | None = None,
+        on_error: str = "warn",
+        batch_size: int = 32,
+        spectra: bool = True,
+        intervals: bool = False,
+        tokens_per_update: int | None = None,
+        total_steps: int | None = None,
+    ) -> None:
+        if on_error not in ("warn", "raise"):
+            raise ValueError(f"on_error={on_error!r} is unknown: give 'warn' or 'raise'")
+        self.settings = Settings(layers, positions, alpha_window, precision, module, forward, batch_size, intervals)
+        self.probes = _labelled(probe)
+        for label, rows in self.probes.items():
+            self.settings.check_probe(label, rows)
+        self.schedule = schedule
+        self.path = None if path is None else Path(path)
+        self.on_error, self.spectra = on_error, spectra
+        self.tokens_per_update, self.total_steps = tokens_per_update, total_steps
+        self._ledger = Ledger(schedule.budget)
+        self._writer: RecordWriter | None = None
+        self._started = False
+        self._loaded_step = 0
+        self._last_measured: int | None = None
+        self._last_call: tuple[int, float] | None = None
+        self._warned: set[str] = set()
+
+    def start(self, model: nn.Module, *, step: int = 0, total_steps: int | None = None) -> None:
+        """Begin a run: check everything that needs the model, and open the record file.
+
+        Called by `step` if it was not called before; adapters call it before the first update. Calling it again
+        begins another run.
+
+        Args:
+            model: the model, before the first update.
+            step: 0, or the update of the checkpoint from which the run goes on.
+            total_steps: updates of the run, where known.
+
+        Raises:
+            ValueError: the model and the arguments do not fit: its vocabulary, its layers, d against the window.
+        """
+        self.close()
+        if total_steps is not None:
+            self.total_steps = total_steps
+        for message in check_fit(model, self.probes, self.settings):
+            self._warn_once(message, message)
+        self._ledger = Ledger(self.schedule.budget)
+        self._last_measured, self._last_call, self._started = None, None, True
+        if self.path is not None and rank() == 0:
+            self._writer = RecordWriter(self.path, step, self._header())
+
+    def step(
+        self, model: nn.Module, step: int, *, tokens: int | None = None, last: bool = False
+    ) -> list[GeometryRecord]:
+        """Measure if it is due after `step` updates, and not yet done.
+
+        Args:
+            model: the model as the loop holds it.
+            step: optimiser updates that its weights have received.
+            tokens: training tokens seen so far, where known.
+            last: no update follows, so that it is due in any case.
+
+        Returns:
+            One record for each (probe, layer), or none when nothing was due or the measurement failed.
+        """
+        if not self._started:
+            self.start(model, step=self._loaded_step)
+        if self._last_call is not None:
+            self._ledger.trained(time.perf_counter() - self._last_call[1], step - self._last_call[0])
+        records: list[GeometryRecord] = []
+        if step != self._last_measured and (last or self.schedule.is_due(step, self.total_steps)):
+            if last or self.schedule.is_fixed(step, self.total_steps) or self._within_budget(model):
+                records = self.measure(model, step, tokens=tokens)
+            elif self._writer is not None:
+                self._writer.skip(step, "budget")
+        self._last_call = (step, time.perf_counter())
+        return records
+
+    def measure(self, model: nn.Module, step: int, *, tokens: int | None = None) -> list[GeometryRecord]:
+        """Measure now, whatever the schedule says. See `step`."""
+        if not self._started:
+            self.start(model, step=self._loaded_step)
+        begin = time.perf_counter()
+        self._last_measured = step
+        if tokens is None and self.tokens_per_update is not None:
+            tokens = step * self.tokens_per_update
+        try:
+            records = []
+            for label, probe in self.probes.items():
+                records += measure_probe(model, label, probe, self.settings, step=step, tokens=tokens)
+                self._keep_batch_size(records[-1])
+            self._write(step, records)
+        except Exception as error:
+            if self.on_error == "raise":
+                raise
+            cause = f"{type(error).__name__}: {error}"
+            self._warn_once(cause, f"geometry was not measured at step {step} ({cause}); training goes on")
+            return []
+        finally:
+            fixed = self.schedule.is_fixed(step, self.total_steps)
+            self._ledger.measured(time.perf_counter() - begin, fixed)
+        return records
+
+    def log_key(self, record: GeometryRecord) -> str:
+        """Prefix of a record's keys in a tracker: `geometry` with one probe and one layer, else
+        `geometry/<probe>/<layer>`."""
+        layers = self.settings.layers
+        alone = len(self.probes) == 1 and (isinstance(layers, (int, str)) or len(layers) == 1)
+        return "geometry" if alone else f"geometry/{record.probe}/{record.layer}"
+
+    def log_row(self, records: list[GeometryRecord]) -> dict[str, float]:
+        """What a tracker is to be given: `<log_key>/<metric>`. Metrics without a value are left out."""
+        return {
+            f"{self.log_key(record)}/{name}": value
+            for record in records
+            for name, value in record.metrics.items()
+            if value is not None
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings for a checkpoint: the last update measured, and what it was measured on."""
+        return {"step": self._last_measured or 0, "probes": {k: p.fingerprint for k, p in self.probes.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint: the record file is continued, not begun anew.
+
+        Raises:
+            ValueError: the checkpoint's run was measured on other probes.
+        """
+        now = {label: rows.fingerprint for label, rows in self.probes.items()}
+        if state["probes"] != now:
+            raise ValueError(f"the run was measured on probes {state['probes']}, and now has {now}: give it the same")
+        self._loaded_step = int(state["step"])
+
+    def close(self) -> None:
+        """Close the record file. Closing twice is harmless."""
+        if self._writer is not None:
+            self._writer.close()
+        self._writer, self._started = None, False
+
+    @property
+    def record_path(self) -> Path | None:
+        """The record file in use: `path`, or the next free name where another run's file stood."""
+        return self._writer.path if self._writer is not None else self.path
+
+    def _within_budget(self, model: nn.Module) -> bool:
+        allowed = self._ledger.allows(self.total_steps)
+        if self.schedule.budget is None:
+            return allowed
+        return first_decides(allowed, device_of(model))  # clocks differ between processes
+
+    def _keep_batch_size(self, record: GeometryRecord) -> None:
+        if record.batch_size < self.settings.batch_size:
+            self.settings = replace(self.settings, batch_size=record.batch_size)
+            self._warn_once("memory", f"the probe ran out of memory: batch_size is now {record.batch_size}")
+
+    def _write(self, step: int, records: list[GeometryRecord]) -> None:
+        if self._writer is None:
+            return
+        kept = {f"{r.probe}/{r.layer}": r.eigenvalues for r in records if r.eigenvalues is not None}
+        if self.spectra and kept:
+            file = self._writer.write_spectra(step, kept)
+            for record in records:
+                key = f"{record.probe}/{record.layer}"
+                record.spectrum = (file, key) if key in kept else None
+        for record in records:
+            self._writer.write(record)
+
+    def _header(self) -> dict[str, Any]:
+        settings = {key: value for key, value in vars(self.settings).items() if key != "forward"}
+        probes = {label: {"fingerprint": p.fingerprint, "rows": len(p)} for label, p in self.probes.items()}
+        return {
+            "settings": settings | {"schedule": asdict(self.schedule), "total_steps": self.total_steps},
+            "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
+            "probes": probes,
+        }
+
+    def _warn_once(self, key: str, message: str) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            warnings.warn(message, stacklevel=4)
+
+
+def _labelled(probe: ProbeSet | Mapping[str, ProbeSet]) -> dict[str, ProbeSet]:
+    probes = {"probe": probe} if isinstance(probe, ProbeSet) else dict(probe)
+    if not probes:
+        raise ValueError("probe={} measures nothing: give a ProbeSet, or several by label")
+    for label, rows in probes.items():
+        if not isinstance(rows, ProbeSet):
+            raise ValueError(
+                f"probe {label!r} is a {type(rows).__name__}, not a ProbeSet: build one with ProbeSet.from_texts"
+            )
+    return probes

@@ -1,0 +1,327 @@
+"""ProbeSet: the fixed, held-out token rows on which a model's geometry is measured.
+
+Rows are kept without padding knowledge: whichever side the caller padded, a row is its real tokens, stored
+left-aligned. A causal model never lets a real token see what comes after it, so right padding is harmless and the
+numbers cannot depend on the tokenizer's padding side.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+_FORMAT = "geomcallbacks.probe.v1"
+
+
+@dataclass(frozen=True)
+class ProbeBatch:
+    """Rows that go through the model together.
+
+    Attributes:
+        rows_b: (b,) numbers of the probe's rows.
+        input_ids_bt: (b, t) tokens, right-padded with 0 to the longest row of the batch.
+        lengths_b: (b,) real tokens of each row.
+    """
+
+    rows_b: Tensor
+    input_ids_bt: Tensor
+    lengths_b: Tensor
+
+    @property
+    def mask_bt(self) -> Tensor:
+        """(b, t) 1 for real tokens, 0 for padding."""
+        return (torch.arange(self.input_ids_bt.shape[1]) < self.lengths_b[:, None]).long()
+
+
+class ProbeSet:
+    """Fixed token rows, with a fingerprint that names them.
+
+    Build one with `from_texts`, `from_dataset` or `from_token_ids`; keep it with `save` and `load`.
+
+    Attributes:
+        input_ids_nt: (n, t) int64 tokens, left-aligned, 0 behind the end of a row.
+        lengths_n: (n,) int64 real tokens of each row, at least two.
+        dropped: texts that were too short and were passed over while the probe was built.
+    """
+
+    def __init__(self, input_ids_nt: Tensor, lengths_n: Tensor, *, dropped: int = 0) -> None:
+        _check_rows(input_ids_nt, lengths_n)
+        width = int(lengths_n.max())
+        keep = torch.arange(width) < lengths_n[:, None]
+        self.input_ids_nt = input_ids_nt[:, :width].to("cpu", torch.int64) * keep
+        self.lengths_n = lengths_n.to("cpu", torch.int64)
+        self.dropped = dropped
+        self._fingerprint: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.lengths_n)
+
+    def __repr__(self) -> str:
+        low, high = int(self.lengths_n.min()), int(self.lengths_n.max())
+        return f"ProbeSet({len(self)} rows of {low}..{high} tokens, fingerprint={self.fingerprint})"
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of the SHA-256 over the rows' tokens and lengths."""
+        if self._fingerprint is None:
+            digest = hashlib.sha256(_FORMAT.encode())
+            for part in (self.lengths_n, self.input_ids_nt):
+                digest.update(part.contiguous().numpy().astype("<i8").tobytes())
+            self._fingerprint = digest.hexdigest()[:16]
+        return self._fingerprint
+
+    @property
+    def max_token_id(self) -> int:
+        """The largest token id in any row: a model's vocabulary must reach past it."""
+        return int(self.input_ids_nt.max())
+
+    @classmethod
+    def from_token_ids(cls, ids_nt: Tensor | Sequence[Sequence[int]], mask_nt: Tensor | None = None) -> ProbeSet:
+        """A probe of ready token ids.
+
+        Args:
+            ids_nt: (n, t) integer token ids, or a list of rows of differing length.
+            mask_nt: (n, t), non-zero for real tokens; padding may stand on either side, but not inside a row. None:
+                every token is real.
+
+        Raises:
+            ValueError: no rows, a row shorter than two tokens, negative ids, or a mask with holes.
+        """
+        if not isinstance(ids_nt, Tensor):
+            rows = [torch.as_tensor(list(row), dtype=torch.int64) for row in ids_nt]
+            if not rows:
+                raise ValueError("the probe is empty: give at least one row of token ids")
+            if mask_nt is not None:
+                raise ValueError("mask_nt goes with a tensor of ids: rows given as lists have no padding to mask")
+            lengths = torch.tensor([len(row) for row in rows])
+            return cls(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), lengths)
+        if ids_nt.ndim != 2 or ids_nt.is_floating_point():
+            raise ValueError(
+                f"ids_nt of shape {tuple(ids_nt.shape)} and dtype {ids_nt.dtype} are not token rows: give integers (n, t)"
+            )
+        ids_nt = ids_nt.to("cpu", torch.int64)
+        if mask_nt is None:
+            return cls(ids_nt, torch.full((len(ids_nt),), ids_nt.shape[1]))
+        return cls(*_left_aligned(ids_nt, mask_nt))
+
+    @classmethod
+    def from_texts(
+        cls,
+        texts: Iterable[str],
+        tokenizer: Any,
+        *,
+        size: int,
+        max_length: int,
+        seed: int = 0,
+        min_length: int = 32,
+    ) -> ProbeSet:
+        """Tokenise held-out texts into `size` rows.
+
+        A list is visited in an order drawn from `seed` (a private generator; no global random state moves); a stream
+        is taken in its own order and read no further than needed. BOS is added as the tokenizer adds it; a trailing
+        EOS is never kept, or every row's last state would be that of the same token.
+
+        Args:
+            texts: held-out texts.
+            tokenizer: a Transformers tokenizer; it is copied, not changed.
+            size: rows of the probe, in texts.
+            max_length: a text is cut to so many tokens.
+            seed: order in which a list is visited.
+            min_length: texts of fewer tokens are passed over, and counted in `dropped`.
+
+        Raises:
+            ValueError: fewer than `size` texts are long enough, or the arguments contradict each other.
+            TypeError: a text is not a string.
+        """
+        rows, dropped, _ = _tokenise(texts, tokenizer, size, max_length, seed, min_length)
+        probe = cls.from_token_ids(rows)
+        probe.dropped = dropped
+        return probe
+
+    @classmethod
+    def from_dataset(
+        cls, dataset: Any, tokenizer: Any, *, text_column: str = "text", **settings: Any
+    ) -> ProbeSet:
+        """`from_texts` over one column of a Hugging Face data set, streamed or not.
+
+        Raises:
+            ValueError: there is no such column; see also `from_texts`.
+        """
+        return cls.from_texts(_column(dataset, text_column), tokenizer, **settings)
+
+    @classmethod
+    def split(
+        cls, dataset: Any, tokenizer: Any, *, text_column: str = "text", **settings: Any
+    ) -> tuple[Any, ProbeSet]:
+        """Set a probe aside: what is left to train on, and the probe, without overlap.
+
+        Texts equal to one of the probe's are left out of the training side too, wherever they stand.
+
+        Args:
+            dataset: a list of texts, or a Hugging Face data set that is not streamed.
+            tokenizer, text_column, **settings: as for `from_dataset`.
+
+        Returns:
+            (train, probe), `train` of the same kind as `dataset`.
+        """
+        is_list = isinstance(dataset, Sequence) and not isinstance(dataset, str)
+        texts = dataset if is_list else _column(dataset, text_column)
+        if not isinstance(texts, Sequence):
+            raise ValueError("a stream cannot be split: take the probe from its head and skip those rows in training")
+        rows, dropped, taken = _tokenise(texts, tokenizer, **{"seed": 0, "min_length": 32, **settings})
+        probe = cls.from_token_ids(rows)
+        probe.dropped = dropped
+        held_out = {texts[index] for index in taken}
+        kept = [index for index, text in enumerate(texts) if text not in held_out]
+        return ([dataset[index] for index in kept] if is_list else dataset.select(kept)), probe
+
+    def save(self, path: str | Path) -> None:
+        """Write the probe to a safetensors file."""
+        metadata = {"format": _FORMAT, "fingerprint": self.fingerprint, "dropped": str(self.dropped)}
+        save_file({"input_ids": self.input_ids_nt, "lengths": self.lengths_n}, str(path), metadata)
+
+    @classmethod
+    def load(cls, path: str | Path) -> ProbeSet:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: the file is not a probe, or its rows do not match its fingerprint.
+        """
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != _FORMAT:
+                raise ValueError(f"{path} is not a saved probe: its format reads {metadata.get('format')!r}")
+            probe = cls(
+                file.get_tensor("input_ids"), file.get_tensor("lengths"), dropped=int(metadata.get("dropped", 0))
+            )
+        if probe.fingerprint != metadata.get("fingerprint"):
+            raise ValueError(
+                f"{path} holds rows of fingerprint {probe.fingerprint}, but says {metadata.get('fingerprint')}: it was"
+                " changed after it was saved; build the probe again"
+            )
+        return probe
+
+    def batches(self, batch_size: int) -> list[ProbeBatch]:
+        """The probe cut into batches, longest rows first.
+
+        The cut depends on the rows and on `batch_size` alone, never on how many processes share the work: another
+        composition of a batch moves low-precision features. Longest first, so that memory runs out at once or never.
+        """
+        order = torch.argsort(self.lengths_n, descending=True, stable=True)
+        cut = []
+        for rows_b in order.split(batch_size):
+            lengths_b = self.lengths_n[rows_b]
+            cut.append(ProbeBatch(rows_b, self.input_ids_nt[rows_b, : int(lengths_b.max())], lengths_b))
+        return cut
+
+
+def deal(batches: list[ProbeBatch], rank: int, world_size: int) -> list[tuple[ProbeBatch, bool]]:
+    """The share of one process: whole batches, the same number for each process.
+
+    Where the batches do not divide evenly, the first batch is dealt again to the processes that would go short, marked
+    ``False``: it is run so that no process waits for another, and not counted.
+    """
+    rounds = -(-len(batches) // world_size)
+    mine = [(batch, True) for batch in batches[rank::world_size]]
+    return mine + [(batches[0], False)] * (rounds - len(mine))
+
+
+def _check_rows(input_ids_nt: Tensor, lengths_n: Tensor) -> None:
+    if len(input_ids_nt) == 0 or len(lengths_n) == 0:
+        raise ValueError("the probe is empty: give at least one row of token ids")
+    shortest = int(lengths_n.min())
+    if shortest < 2:
+        raise ValueError(
+            f"row {int(lengths_n.argmin())} has {shortest} token(s): a probe's rows need at least two, because position"
+            " 0 is never measured; drop the short rows"
+        )
+    if int(input_ids_nt.min()) < 0:
+        raise ValueError(
+            f"token id {int(input_ids_nt.min())} is negative: mark padding in mask_nt instead of writing it into ids_nt"
+        )
+
+
+def _left_aligned(ids_nt: Tensor, mask_nt: Tensor) -> tuple[Tensor, Tensor]:
+    mask_nt = mask_nt.to("cpu") != 0
+    if mask_nt.shape != ids_nt.shape:
+        raise ValueError(f"mask_nt has shape {tuple(mask_nt.shape)}, ids_nt {tuple(ids_nt.shape)}: they must be equal")
+    if ids_nt.numel() == 0:
+        raise ValueError("the probe is empty: give at least one row of token ids")
+    lengths_n = mask_nt.sum(1)
+    start_n = mask_nt.int().argmax(1)
+    position_nt = torch.arange(ids_nt.shape[1]).expand_as(ids_nt)
+    solid_nt = (position_nt >= start_n[:, None]) & (position_nt < (start_n + lengths_n)[:, None])
+    if not torch.equal(solid_nt, mask_nt):
+        row = int((solid_nt != mask_nt).any(1).int().argmax())
+        raise ValueError(f"mask_nt has a hole in row {row}: real tokens must stand together, padding on either side")
+    ids_nt = torch.where(mask_nt, ids_nt, 0)  # whatever stood in the padding, -100 say, is no token
+    source_nt = (position_nt + start_n[:, None]).clamp_max(ids_nt.shape[1] - 1)
+    return ids_nt.gather(1, source_nt), lengths_n
+
+
+def _column(dataset: Any, name: str) -> Any:
+    columns = getattr(dataset, "column_names", None)
+    if columns is not None and name not in columns:
+        raise ValueError(f"text_column={name!r} is not in the data set: it has {', '.join(columns)}")
+    if hasattr(dataset, "__len__"):
+        return list(dataset[name])
+    return (row[name] for row in dataset)
+
+
+def _tokenise(
+    texts: Iterable[str], tokenizer: Any, size: int, max_length: int, seed: int, min_length: int
+) -> tuple[list[list[int]], int, list[int]]:
+    """Rows of ids, how many texts were too short, and which texts became rows."""
+    if size < 1:
+        raise ValueError(f"size={size} is an empty probe: give a positive number of rows")
+    if not 2 <= min_length <= max_length:
+        raise ValueError(
+            f"min_length={min_length} and max_length={max_length} leave no text: 2 <= min_length <= max_length is needed"
+        )
+    # Calling a fast tokenizer sets truncation and padding on it for good: the caller's must not change.
+    tokenizer = copy.deepcopy(tokenizer)
+    rows, taken, dropped, seen = [], [], 0, 0
+    for index, text in _visit(texts, seed):
+        seen += 1
+        if not isinstance(text, str):
+            raise TypeError(f"text {index} is a {type(text).__name__}, not a string: clean the texts before probing")
+        ids = _token_ids(tokenizer, text, max_length)
+        if len(ids) < min_length:
+            dropped += 1
+            continue
+        rows.append(ids)
+        taken.append(index)
+        if len(rows) == size:
+            return rows, dropped, taken
+    if seen == 0:
+        raise ValueError("the probe is empty: there are no texts")
+    raise ValueError(
+        f"size={size}, but only {len(rows)} of {seen} texts have min_length={min_length} tokens: give more texts, or a"
+        " smaller size or min_length"
+    )
+
+
+def _visit(texts: Iterable[str], seed: int) -> Iterator[tuple[int, str]]:
+    if not isinstance(texts, Sequence):
+        yield from enumerate(texts)
+        return
+    generator = torch.Generator().manual_seed(seed)
+    for index in torch.randperm(len(texts), generator=generator).tolist():
+        yield index, texts[index]
+
+
+def _token_ids(tokenizer: Any, text: str, max_length: int) -> list[int]:
+    # One token more than wanted: an EOS that the tokenizer puts behind a cut text goes, and the row stays full.
+    ids = list(tokenizer(text, truncation=True, max_length=max_length + 1, padding=False)["input_ids"])
+    if ids and ids[-1] == getattr(tokenizer, "eos_token_id", None):
+        ids = ids[:-1]
+    return [int(token) for token in ids[:max_length]]

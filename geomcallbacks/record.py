@@ -1,0 +1,251 @@
+"""GeometryRecord, and the JSON Lines file that a run leaves behind.
+
+The file is only ever appended to. Each start of a run writes a header line, each measurement one line for every
+(probe, layer); a missing value is ``null`` with a reason, never NaN. After a crash all whole lines can be read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from geomcallbacks.metrics import METRIC_NAMES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA = 1
+#: Stated in every record: which of the competing definitions its numbers follow.
+CONVENTION = "eigenvalues of the centred covariance over n-1, eps=0, no truncation"
+
+
+@dataclass
+class GeometryRecord:
+    """The geometry of one layer on one probe after `step` updates.
+
+    Attributes:
+        step: optimiser updates that the measured weights have received.
+        tokens: training tokens seen, where known.
+        probe, fingerprint: label and fingerprint of the probe.
+        layer, module: label of the layer, and the submodule whose output (or input, for layer 0) was read.
+        positions: which positions of a row were read.
+        n, d: rows and columns of the feature matrix.
+        metrics: value of each of `METRIC_NAMES`, None where there is none.
+        reasons: why a value is missing, by metric.
+        alpha_window: ranks over which α was fitted.
+        convention: which definitions the numbers follow.
+        precision: arithmetic of the forward pass: "fp32", "bf16", "fp16" or another dtype's name.
+        batch_size: rows of the probe that went through the model together.
+        seconds_forward, seconds_spectrum: wall time of the probe's forward pass and of spectrum and metrics. The
+            forward pass serves all layers at once; each of their records carries the whole.
+        intervals: 95 % interval of each metric, where asked for.
+        spectrum: file with the whole eigenspectrum, relative to the record file, and the key in it.
+        notes: what went otherwise than asked, such as a halved batch.
+        eigenvalues: (r,) descending float64 on the CPU, for whoever holds the record; not part of the line.
+    """
+
+    step: int
+    tokens: int | None
+    probe: str
+    fingerprint: str
+    layer: str
+    module: str
+    positions: str | int
+    n: int
+    d: int
+    metrics: dict[str, float | None]
+    alpha_window: tuple[int, int]
+    precision: str
+    batch_size: int
+    seconds_forward: float
+    seconds_spectrum: float
+    reasons: dict[str, str] = field(default_factory=dict)
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    spectrum: tuple[str, str] | None = None
+    notes: list[str] = field(default_factory=list)
+    convention: str = CONVENTION
+    eigenvalues: torch.Tensor | None = field(default=None, repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A flat mapping, metrics among the other fields: a line of the file, or a row of a table."""
+        flat = {key: value for key, value in vars(self).items() if key not in ("metrics", "eigenvalues")}
+        flat["alpha_window"] = list(self.alpha_window)
+        return flat | {name: self.metrics.get(name) for name in METRIC_NAMES}
+
+
+class RecordWriter:
+    """Appends to a run's record file, which it keeps locked against other writers for as long as it is open.
+
+    Args:
+        path: where the file is to be. A run that starts at update 0 where a file stands, or that meets another
+            writer, takes the next free name (`geometry-2.jsonl`).
+        step: update at which this process starts: 0, or that of the checkpoint it resumed from.
+        header: settings, versions and probes, written as the header line.
+
+    Raises:
+        OSError: the folder cannot be made or written.
+    """
+
+    def __init__(self, path: str | Path, step: int, header: Mapping[str, Any]) -> None:
+        self.run_id = uuid.uuid4().hex[:12]
+        self.path, self._file = _open_locked(Path(path), resume=step > 0)
+        _end_torn_line(self.path, self._file)
+        self._write(
+            {"kind": "header", "schema": SCHEMA, "run_id": self.run_id, "resumed_from": step if step > 0 else None}
+            | dict(header)
+        )
+
+    @property
+    def spectra_folder(self) -> Path:
+        """Where the eigenspectra of this file's records are kept."""
+        return self.path.with_name(f"{self.path.stem}-spectra")
+
+    def write(self, record: GeometryRecord) -> None:
+        """Append one record."""
+        self._write({"kind": "record"} | record.to_dict())
+
+    def skip(self, step: int, reason: str) -> None:
+        """Append that a measurement which was due was not taken, and why."""
+        self._write({"kind": "skip", "step": step, "reason": reason})
+
+    def write_spectra(self, step: int, spectra: Mapping[str, torch.Tensor]) -> str:
+        """Keep the eigenvalues of one measurement, by "<probe>/<layer>"; returns the file, relative to the records."""
+        self.spectra_folder.mkdir(exist_ok=True)
+        target = self.spectra_folder / f"step-{step:09d}.safetensors"
+        scratch = target.with_suffix(f".{os.getpid()}.tmp")
+        # float32 keeps seven digits of each eigenvalue in half the space; the metrics are not computed from it.
+        save_file({key: value.to("cpu", torch.float32).contiguous() for key, value in spectra.items()}, str(scratch))
+        scratch.replace(target)
+        return f"{self.spectra_folder.name}/{target.name}"
+
+    def close(self) -> None:
+        """Close the file and release its lock. Closing twice is harmless."""
+        self._file.close()
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(line, allow_nan=False, ensure_ascii=False) + "\n")
+        self._file.flush()
+
+
+@overload
+def read_records(path: str | Path, *, as_frame: Literal[False] = False) -> list[dict[str, Any]]: ...
+@overload
+def read_records(path: str | Path, *, as_frame: Literal[True]) -> pd.DataFrame: ...
+
+
+def read_records(path: str | Path, *, as_frame: bool = False) -> list[dict[str, Any]] | pd.DataFrame:
+    """The measurements in a record file, in the order of their updates.
+
+    A torn last line is dropped. Where a run was resumed from a checkpoint, what it had recorded beyond that
+    checkpoint before is dropped too: those weights are no longer part of the run.
+
+    Args:
+        path: the file.
+        as_frame: give a pandas DataFrame with a row for each measurement instead of a list of dicts.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line before the last is not JSON, or the file follows a later schema than this version knows.
+    """
+    records: list[dict[str, Any]] = []
+    for line in read_lines(path):
+        if line.get("kind") == "header":
+            if line.get("schema", 0) > SCHEMA:
+                raise ValueError(f"{path} follows schema {line['schema']}, this version reads {SCHEMA}: upgrade")
+            if line.get("resumed_from") is not None:
+                records = [record for record in records if record["step"] <= line["resumed_from"]]
+        elif line.get("kind") == "record":
+            records.append({key: value for key, value in line.items() if key != "kind"})
+    if not as_frame:
+        return records
+    import pandas as pd
+
+    return pd.DataFrame(records)
+
+
+def read_lines(path: str | Path) -> list[dict[str, Any]]:
+    """Every whole line of a record file, headers and skips included. See `read_records` for what is raised."""
+    raw = Path(path).read_bytes().split(b"\n")
+    lines = []
+    for number, text in enumerate(raw, start=1):
+        if not text.strip():
+            continue
+        try:
+            line = json.loads(text)
+            if not isinstance(line, dict):
+                raise ValueError("not an object")
+        except ValueError as error:
+            if number == len(raw) or _is_torn(raw[number:]):
+                continue
+            raise ValueError(f"{path}, line {number}, is not a record: {error}") from error
+        lines.append(line)
+    return lines
+
+
+def read_spectra(path: str | Path, record: Mapping[str, Any]) -> torch.Tensor:
+    """The eigenvalues (r,) that were kept with a record of the file `path`.
+
+    Raises:
+        ValueError: no spectrum was kept with this record.
+    """
+    if not record.get("spectrum"):
+        raise ValueError(f"no spectrum was kept at step {record.get('step')}: run with spectra=True")
+    file, key = record["spectrum"]
+    return load_file(str(Path(path).parent / file))[key]
+
+
+def _is_torn(following: list[bytes]) -> bool:
+    """Whether a broken line was the last of its process: the next whole line is then a header."""
+    following = [text for text in following if text.strip()]
+    return not following or following[0].startswith(b'{"kind": "header"')
+
+
+def _open_locked(path: Path, resume: bool) -> tuple[Path, Any]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    number = max(_numbers(path), default=1) if resume else 1
+    while True:
+        candidate = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+        number += 1
+        if candidate.exists() and candidate.stat().st_size > 0 and not resume:
+            continue
+        file = candidate.open("a", encoding="utf-8")
+        # Another run may have begun the file between the look and the lock.
+        if _lock(file) and (resume or file.tell() == 0):
+            return candidate, file
+        file.close()
+
+
+def _numbers(path: Path) -> list[int]:
+    pattern = re.compile(re.escape(path.stem) + r"-(\d+)" + re.escape(path.suffix))
+    found = [match for match in map(pattern.fullmatch, os.listdir(path.parent)) if match]
+    return [1] + [int(match[1]) for match in found]
+
+
+def _lock(file: Any) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # not on Windows, where two writers are not kept apart
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a network file system without locks
+        return True
+    return True
+
+
+def _end_torn_line(path: Path, file: Any) -> None:
+    """Put what follows a killed writer's unfinished line onto a line of its own."""
+    with path.open("rb") as existing:
+        if existing.seek(0, os.SEEK_END) and existing.seek(-1, os.SEEK_END) >= 0 and existing.read(1) != b"\n":
+            file.write("\n")

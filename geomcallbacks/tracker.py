@@ -1,0 +1,88 @@
+"""Writes to experiment trackers from one daemon thread, so that none of them can hold up training."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from geomcallbacks.metrics import numerical_rank
+
+if TYPE_CHECKING:
+    from geomcallbacks.monitor import GeometryMonitor
+    from geomcallbacks.record import GeometryRecord
+
+_Job = tuple[str, Callable[[], None]]
+
+
+class TrackerQueue:
+    """A bounded queue of calls to trackers, worked off in order by one daemon thread.
+
+    A tracker that blocks makes the queue fill up, whereupon further rows are dropped with one warning. A tracker that
+    raises costs one warning. The record file is not written here and loses nothing.
+
+    Args:
+        size: calls that may wait.
+    """
+
+    def __init__(self, size: int = 256) -> None:
+        self._queue: queue.Queue[_Job] = queue.Queue(size)
+        self._thread: threading.Thread | None = None
+        self._warned: set[str] = set()
+
+    def submit(self, tracker: str, call: Callable[[], None]) -> None:
+        """Have `call` made soon; returns at once. `tracker` is its name in a warning."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="geomcallbacks-trackers", daemon=True)
+            self._thread.start()
+        try:
+            self._queue.put_nowait((tracker, call))
+        except queue.Full:
+            self._warn(f"{tracker}: rows of geometry are dropped, because the tracker does not take them fast enough")
+
+    def flush(self, timeout: float = 10.0) -> None:
+        """Wait until all calls are made, but no longer than `timeout` seconds; then warn."""
+        deadline = time.monotonic() + timeout
+        while self._queue.unfinished_tasks and time.monotonic() < deadline:
+            time.sleep(0.005)
+        if self._queue.unfinished_tasks:
+            self._warn(f"a tracker has not taken {self._queue.unfinished_tasks} rows of geometry in {timeout:g} s")
+
+    def _work(self) -> None:
+        while True:
+            tracker, call = self._queue.get()
+            try:
+                call()
+            except Exception as error:
+                self._warn(f"{tracker}: a row of geometry could not be logged ({type(error).__name__}: {error})")
+            finally:
+                self._queue.task_done()
+
+    def _warn(self, message: str) -> None:
+        key = message.split("(")[0]
+        if key not in self._warned:
+            self._warned.add(key)
+            warnings.warn(message, stacklevel=3)
+
+
+def wandb_spectra(monitor: GeometryMonitor, records: list[GeometryRecord]) -> dict[str, Any]:
+    """The eigenspectra as W&B histograms of log₁₀ λ, which W&B draws over steps as a heat map.
+
+    Returns:
+        `<log_key>/log10_eigenvalues` for each record that has a spectrum with any variance.
+    """
+    import numpy as np
+    import wandb
+
+    spectra = {}
+    for record in records:
+        if record.eigenvalues is None or record.metrics["rankme"] is None:
+            continue
+        # Round-off lies ten decades below the rest and would squeeze it into a few bins.
+        meant = record.eigenvalues[: int(numerical_rank(record.eigenvalues))].numpy()
+        counts = np.histogram(np.log10(meant), bins=64)
+        spectra[f"{monitor.log_key(record)}/log10_eigenvalues"] = wandb.Histogram(np_histogram=counts)
+    return spectra
