@@ -58,9 +58,7 @@ class GeometryCallback(TrainerCallback):
         if state.global_step == 0:
             self._step(args, state, control, kwargs["model"])
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Measure, if it is due after this update."""
         self._step(args, state, control, kwargs["model"])
 
@@ -78,9 +76,7 @@ class GeometryCallback(TrainerCallback):
         self._queue.flush()
         self.monitor.close()
 
-    def _step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module
-    ) -> None:
+    def _step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module) -> None:
         counted = args.include_num_input_tokens_seen not in (False, "no")
         tokens = int(state.num_input_tokens_seen) if counted else None
         last = control.should_training_stop
@@ -109,7 +105,7 @@ class GeometryCallback(TrainerCallback):
             else:
                 # The state moves on while the row waits: the tracker must see the step of this one.
                 moment = copy.copy(state), copy.copy(control)
-                call = lambda t=tracker, m=moment: t.on_log(args, *m, logs=dict(row))  # noqa: E731
+                call = lambda t=tracker, m=moment: t.on_log(args, *m, logs=dict(row))
                 self._queue.submit(type(tracker).__name__, call)
 
     def _log_wandb(self, row: dict[str, float], step: int, records: list[GeometryRecord]) -> None:
@@ -152,7 +148,8 @@ def _tracking_siblings() -> list[TrainerCallback]:
 
 def _autocast(args: TrainingArguments) -> AbstractContextManager[Any]:
     """What `accelerator.autocast()` gives: accelerate wraps the model's own forward only, and the backbone is called
-    without it."""
+    without it.
+    """
     mixed = AcceleratorState().mixed_precision
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.bfloat16}.get(mixed)
     return nullcontext() if dtype is None else torch.autocast(args.device.type, dtype=dtype)

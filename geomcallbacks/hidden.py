@@ -69,7 +69,7 @@ class Reader:
         self.called: nn.Module
         if _is_language_model(root) and forward is None:
             self.called = _backbone(root)
-            self.vocabulary: int | None = root.get_input_embeddings().num_embeddings
+            self.vocabulary: int | None = root.get_input_embeddings().num_embeddings  # type: ignore[operator]
             self._forward: ForwardFn = _call_backbone
         else:
             self.called = model
@@ -104,7 +104,9 @@ class Reader:
             self._forward(self.called, batch.input_ids_bt.to(device), batch.mask_bt.to(device))
         missing = [point.name for point in self.points if point.label not in features]
         if missing:
-            raise ValueError(f"layer {missing[0]!r} was not reached by the forward pass: read another, or give forward=")
+            raise ValueError(
+                f"layer {missing[0]!r} was not reached by the forward pass: read another, or give forward="
+            )
         origin = batch.rows_b.repeat_interleave(position_count(batch.lengths_b, positions))
         return features, origin
 
@@ -266,8 +268,8 @@ def _refuse_unsupported(model: nn.Module) -> None:
         adapters = getattr(child, "peft_config", None)
         if isinstance(adapters, dict) and any(getattr(a, "is_prompt_learning", False) for a in adapters.values()):
             raise ValueError(
-                f"{type(child).__name__} learns virtual tokens in front of the text, which a probe of the backbone would"
-                " leave out: measure models with weight adapters such as LoRA"
+                f"{type(child).__name__} learns virtual tokens in front of the text, which a probe of the backbone"
+                " would leave out: measure models with weight adapters such as LoRA"
             )
 
 
@@ -283,10 +285,15 @@ def _call_plain(model: nn.Module, input_ids_bt: Tensor, mask_bt: Tensor) -> Any:
 def _selector(batch: ProbeBatch, positions: Positions, device: torch.device) -> Callable[[Tensor], Tensor]:
     """A function from hidden states (b, t, d) to the features (m, d) of the wanted positions."""
     if positions == "mean":
-        weight_bt = batch.mask_bt.to(device, torch.float32)
-        weight_bt[:, 0] = 0.0
-        weight_bt /= weight_bt.sum(1, keepdim=True)
-        return lambda hidden_btd: torch.einsum("btd,bt->bd", hidden_btd.float(), weight_bt)
+        keep_bt1 = batch.mask_bt.bool()[..., None].to(device)
+        keep_bt1[:, 0] = False
+
+        def mean(hidden_btd: Tensor) -> Tensor:
+            # A masked sum, not a product with weights: autocast would round that, and 0 · inf in a padding is NaN.
+            wide_btd = hidden_btd.to(torch.promote_types(hidden_btd.dtype, torch.float32))
+            return wide_btd.masked_fill(~keep_bt1, 0.0).sum(1) / keep_bt1.sum(1)
+
+        return mean
     if positions == "all":
         keep = batch.mask_bt.bool()
         keep[:, 0] = False

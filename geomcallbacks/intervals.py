@@ -31,7 +31,7 @@ def jackknife(rows: Rows, window: tuple[int, int]) -> dict[str, tuple[float, flo
         (low, high) by metric; metrics without a value in any of the groups are left out.
     """
     rows_nd, origin_n = rows.stacked()
-    if origin_n.unique().numel() < GROUPS:
+    if len(set(origin_n.tolist())) < GROUPS:
         return {}
     whole, _ = describe(spectrum_of_rows(rows_nd), window)
     parts = [describe(spectrum_of_rows(rows_nd[origin_n % GROUPS != g]), window)[0] for g in range(GROUPS)]

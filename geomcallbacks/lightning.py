@@ -43,7 +43,8 @@ class GeometryCallback(L.Callback):
         folder = trainer.log_dir  # asked on every process: Lightning broadcasts it
         if self._default_path:
             self.monitor.path = Path(folder or trainer.default_root_dir) / "geometry.jsonl"
-        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        # A checkpoint written in a batch's last hook holds a counter that has not moved on yet: ours has.
+        step = self.monitor.resumed_from or trainer.fit_loop.epoch_loop._batches_that_stepped
         total = trainer.estimated_stepping_batches
         known = int(total) if math.isfinite(total) and total >= 0 else None
         with trainer.precision_plugin.forward_context():
@@ -62,10 +63,12 @@ class GeometryCallback(L.Callback):
         last = trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step
         self._step(trainer, pl_module, step, last)
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Measure the last update of a run that a validation has stopped early."""
-        if trainer.should_stop:
-            self._step(trainer, pl_module, trainer.fit_loop.epoch_loop._batches_that_stepped, last=True)
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Measure the last update of a run that was stopped early; any other run's last has been measured by now.
+
+        No hook comes sooner: EarlyStopping decides after all other callbacks' `on_train_epoch_end`.
+        """
+        self._step(trainer, pl_module, trainer.fit_loop.epoch_loop._batches_that_stepped, last=True)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Close the record file."""

@@ -87,7 +87,7 @@ def alpha_req(eigenvalues: SpectrumLike, window: tuple[int, int] = DEFAULT_WINDO
 
     Returns:
         (α, R²), 0-d float64 tensors; both NaN when the window reaches eigenvalues that are round-off, R² alone NaN
-        when the spectrum is exactly flat over the window.
+        when the spectrum is flat, to round-off, over the window.
 
     Raises:
         ValueError: the window is malformed, or reaches past the number of eigenvalues.
@@ -106,8 +106,10 @@ def alpha_req(eigenvalues: SpectrumLike, window: tuple[int, int] = DEFAULT_WINDO
     residual = y - y_mean - slope * (x - x_mean)
     r2 = 1.0 - residual.square().sum() / (y - y.mean()).square().sum()
     supported = numerical_rank(spectrum) >= high
+    # What round-off alone makes of equal eigenvalues has no line to explain: R² would be any number down to -inf.
+    flat = values[0] - values[-1] <= values[0] * len(spectrum) * torch.finfo(spectrum.dtype).eps
     nothing = torch.full_like(slope, torch.nan)
-    return torch.where(supported, -slope, nothing), torch.where(supported, r2, nothing)
+    return torch.where(supported, 0.0 - slope, nothing), torch.where(supported & ~flat, r2, nothing)
 
 
 def participation_ratio(eigenvalues: SpectrumLike) -> Tensor:
@@ -188,7 +190,7 @@ def check_window(window: tuple[int, int]) -> tuple[int, int]:
     """Return `window` as two integers, or raise ``ValueError`` saying what a window of ranks looks like."""
     try:
         low, high = window
-        valid = low == int(low) and high == int(high) and 1 <= low and low + 2 <= high
+        valid = low == int(low) and high == int(high) and low >= 1 and low + 2 <= high
     except (TypeError, ValueError):
         valid = False
     if not valid:
@@ -207,7 +209,8 @@ def _entropy_rank(spectrum: Tensor, eps: float) -> Tensor:
 
 
 def _as_spectrum(values: SpectrumLike) -> Tensor:
-    spectrum = torch.as_tensor(values)
+    # Given a dtype, a list of Python floats does not go through float32, torch's default.
+    spectrum = values if isinstance(values, Tensor) else torch.as_tensor(values, dtype=torch.float64)
     if spectrum.ndim != 1 or spectrum.numel() == 0:
         raise ValueError(
             f"a spectrum of shape {tuple(spectrum.shape)} was given: metrics take a non-empty one-dimensional one"

@@ -85,7 +85,7 @@ class GeometryMonitor:
         self._ledger = Ledger(schedule.budget)
         self._writer: RecordWriter | None = None
         self._started = False
-        self._loaded_step = 0
+        self.resumed_from = 0  # update of the checkpoint that `load_state_dict` was given
         self._last_measured: int | None = None
         self._last_call: tuple[int, float] | None = None
         self._warned: set[str] = set()
@@ -110,7 +110,7 @@ class GeometryMonitor:
         for message in check_fit(model, self.probes, self.settings):
             self._warn_once(message, message)
         self._ledger = Ledger(self.schedule.budget)
-        self._last_measured, self._last_call, self._started = None, None, True
+        self._last_measured, self._last_call, self._started = None, (step, time.perf_counter()), True
         if self.path is not None and rank() == 0:
             self._writer = RecordWriter(self.path, step, self._header())
 
@@ -129,7 +129,7 @@ class GeometryMonitor:
             One record for each (probe, layer), or none when nothing was due or the measurement failed.
         """
         if not self._started:
-            self.start(model, step=self._loaded_step)
+            self.start(model, step=self.resumed_from)
         if self._last_call is not None:
             self._ledger.trained(time.perf_counter() - self._last_call[1], step - self._last_call[0])
         records: list[GeometryRecord] = []
@@ -144,7 +144,7 @@ class GeometryMonitor:
     def measure(self, model: nn.Module, step: int, *, tokens: int | None = None) -> list[GeometryRecord]:
         """Measure now, whatever the schedule says. See `step`."""
         if not self._started:
-            self.start(model, step=self._loaded_step)
+            self.start(model, step=self.resumed_from)
         begin = time.perf_counter()
         self._last_measured = step
         if tokens is None and self.tokens_per_update is not None:
@@ -168,7 +168,8 @@ class GeometryMonitor:
 
     def log_key(self, record: GeometryRecord) -> str:
         """Prefix of a record's keys in a tracker: `geometry` with one probe and one layer, else
-        `geometry/<probe>/<layer>`."""
+        `geometry/<probe>/<layer>`.
+        """
         layers = self.settings.layers
         alone = len(self.probes) == 1 and (isinstance(layers, (int, str)) or len(layers) == 1)
         return "geometry" if alone else f"geometry/{record.probe}/{record.layer}"
@@ -183,8 +184,9 @@ class GeometryMonitor:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings for a checkpoint: the last update measured, and what it was measured on."""
-        return {"step": self._last_measured or 0, "probes": {k: p.fingerprint for k, p in self.probes.items()}}
+        """Plain numbers and strings for a checkpoint: the update it is of, and what is measured on."""
+        step = self.resumed_from if self._last_call is None else self._last_call[0]
+        return {"step": step, "probes": {k: p.fingerprint for k, p in self.probes.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint: the record file is continued, not begun anew.
@@ -195,13 +197,13 @@ class GeometryMonitor:
         now = {label: rows.fingerprint for label, rows in self.probes.items()}
         if state["probes"] != now:
             raise ValueError(f"the run was measured on probes {state['probes']}, and now has {now}: give it the same")
-        self._loaded_step = int(state["step"])
+        self.resumed_from = int(state["step"])
 
     def close(self) -> None:
         """Close the record file. Closing twice is harmless."""
         if self._writer is not None:
             self._writer.close()
-        self._writer, self._started = None, False
+        self._writer, self._started, self.resumed_from = None, False, 0
 
     @property
     def record_path(self) -> Path | None:

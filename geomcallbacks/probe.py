@@ -106,7 +106,7 @@ class ProbeSet:
             return cls(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), lengths)
         if ids_nt.ndim != 2 or ids_nt.is_floating_point():
             raise ValueError(
-                f"ids_nt of shape {tuple(ids_nt.shape)} and dtype {ids_nt.dtype} are not token rows: give integers (n, t)"
+                f"ids_nt of shape {tuple(ids_nt.shape)}, dtype {ids_nt.dtype}, are no token rows: give (n, t) integers"
             )
         ids_nt = ids_nt.to("cpu", torch.int64)
         if mask_nt is None:
@@ -148,9 +148,7 @@ class ProbeSet:
         return probe
 
     @classmethod
-    def from_dataset(
-        cls, dataset: Any, tokenizer: Any, *, text_column: str = "text", **settings: Any
-    ) -> ProbeSet:
+    def from_dataset(cls, dataset: Any, tokenizer: Any, *, text_column: str = "text", **settings: Any) -> ProbeSet:
         """`from_texts` over one column of a Hugging Face data set, streamed or not.
 
         Raises:
@@ -159,16 +157,16 @@ class ProbeSet:
         return cls.from_texts(_column(dataset, text_column), tokenizer, **settings)
 
     @classmethod
-    def split(
-        cls, dataset: Any, tokenizer: Any, *, text_column: str = "text", **settings: Any
-    ) -> tuple[Any, ProbeSet]:
+    def split(cls, dataset: Any, tokenizer: Any, *, text_column: str = "text", **settings: Any) -> tuple[Any, ProbeSet]:
         """Set a probe aside: what is left to train on, and the probe, without overlap.
 
         Texts equal to one of the probe's are left out of the training side too, wherever they stand.
 
         Args:
             dataset: a list of texts, or a Hugging Face data set that is not streamed.
-            tokenizer, text_column, **settings: as for `from_dataset`.
+            tokenizer: a Transformers tokenizer; it is copied, not changed.
+            text_column: the data set's column of texts.
+            **settings: those of `from_texts`.
 
         Returns:
             (train, probe), `train` of the same kind as `dataset`.
@@ -218,7 +216,7 @@ class ProbeSet:
         """
         order = torch.argsort(self.lengths_n, descending=True, stable=True)
         cut = []
-        for rows_b in order.split(batch_size):
+        for rows_b in torch.split(order, batch_size):
             lengths_b = self.lengths_n[rows_b]
             cut.append(ProbeBatch(rows_b, self.input_ids_nt[rows_b, : int(lengths_b.max())], lengths_b))
         return cut
@@ -285,7 +283,7 @@ def _tokenise(
         raise ValueError(f"size={size} is an empty probe: give a positive number of rows")
     if not 2 <= min_length <= max_length:
         raise ValueError(
-            f"min_length={min_length} and max_length={max_length} leave no text: 2 <= min_length <= max_length is needed"
+            f"min_length={min_length} and max_length={max_length} leave no text: have 2 <= min_length <= max_length"
         )
     # Calling a fast tokenizer sets truncation and padding on it for good: the caller's must not change.
     tokenizer = copy.deepcopy(tokenizer)
@@ -322,6 +320,7 @@ def _visit(texts: Iterable[str], seed: int) -> Iterator[tuple[int, str]]:
 def _token_ids(tokenizer: Any, text: str, max_length: int) -> list[int]:
     # One token more than wanted: an EOS that the tokenizer puts behind a cut text goes, and the row stays full.
     ids = list(tokenizer(text, truncation=True, max_length=max_length + 1, padding=False)["input_ids"])
-    if ids and ids[-1] == getattr(tokenizer, "eos_token_id", None):
-        ids = ids[:-1]
-    return [int(token) for token in ids[:max_length]]
+    ids = ids[:max_length]
+    while ids and ids[-1] == getattr(tokenizer, "eos_token_id", None):
+        ids.pop()
+    return [int(token) for token in ids]

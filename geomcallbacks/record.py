@@ -174,9 +174,9 @@ def read_records(path: str | Path, *, as_frame: bool = False) -> list[dict[str, 
 
 def read_lines(path: str | Path) -> list[dict[str, Any]]:
     """Every whole line of a record file, headers and skips included. See `read_records` for what is raised."""
-    raw = Path(path).read_bytes().split(b"\n")
-    lines = []
-    for number, text in enumerate(raw, start=1):
+    lines: list[dict[str, Any]] = []
+    broken: tuple[int, ValueError] | None = None
+    for number, text in enumerate(Path(path).read_bytes().split(b"\n"), start=1):
         if not text.strip():
             continue
         try:
@@ -184,9 +184,12 @@ def read_lines(path: str | Path) -> list[dict[str, Any]]:
             if not isinstance(line, dict):
                 raise ValueError("not an object")
         except ValueError as error:
-            if number == len(raw) or _is_torn(raw[number:]):
-                continue
-            raise ValueError(f"{path}, line {number}, is not a record: {error}") from error
+            broken = broken or (number, error)
+            continue
+        # A broken line was torn if it was its process's last: the next whole one is then another process's header.
+        if broken is not None and line.get("kind") != "header":
+            raise ValueError(f"{path}, line {broken[0]}, is not a record: {broken[1]}") from broken[1]
+        broken = None
         lines.append(line)
     return lines
 
@@ -201,12 +204,6 @@ def read_spectra(path: str | Path, record: Mapping[str, Any]) -> torch.Tensor:
         raise ValueError(f"no spectrum was kept at step {record.get('step')}: run with spectra=True")
     file, key = record["spectrum"]
     return load_file(str(Path(path).parent / file))[key]
-
-
-def _is_torn(following: list[bytes]) -> bool:
-    """Whether a broken line was the last of its process: the next whole line is then a header."""
-    following = [text for text in following if text.strip()]
-    return not following or following[0].startswith(b'{"kind": "header"')
 
 
 def _open_locked(path: Path, resume: bool) -> tuple[Path, Any]:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from geomcallbacks.moments import Moments, Rows
 
-
 #: Relative error of a float64 mean, generously: far below what features in float32 resolve.
 _ROUND_OFF = 1e-14
 
@@ -60,9 +59,12 @@ def _spectrum(centred: Tensor, uncentred: Tensor, mean: Tensor, n: int, d: int) 
     eigenvalues = _descending_eigenvalues(centred)[: n - 1] / max(n - 1, 1)
     # Equal rows leave the round-off of their own mean behind, which is no variance.
     varies = eigenvalues.sum() > (mean_norm * _ROUND_OFF) ** 2
+    squared = _descending_eigenvalues(uncentred)[: min(n, d)]
+    # The root lifts round-off of 1e-16 to 1e-8, enough of it to count in an entropy: below the solver's error is zero.
+    error = squared[0] * len(squared) ** 0.5 * torch.finfo(squared.dtype).eps
     return Spectrum(
         eigenvalues=eigenvalues * varies,
-        singular_values=_descending_eigenvalues(uncentred)[: min(n, d)].sqrt(),
+        singular_values=torch.where(squared > error, squared, 0.0).sqrt(),
         mean_norm=mean_norm,
         n=n,
         d=d,
@@ -76,8 +78,8 @@ def _smaller_gram(rows_nd: Tensor) -> Tensor:
 
 def _descending_eigenvalues(symmetric: Tensor) -> Tensor:
     try:
-        ascending = torch.linalg.eigvalsh(symmetric)
-    except torch.linalg.LinAlgError:
+        ascending: Tensor = torch.linalg.eigvalsh(symmetric)
+    except RuntimeError:
         if symmetric.device.type == "cpu":
             raise
         # cuSOLVER gives up on ill-conditioned matrices that LAPACK still solves.

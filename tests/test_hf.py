@@ -40,7 +40,11 @@ DROPOUT = dict(attention_dropout=0.1, hidden_dropout=0.1)
 
 
 def callback(**settings):
-    settings = {"alpha_window": tiny.WINDOW, "schedule": Schedule(every=2, per_decade=0), "on_error": "raise"} | settings
+    settings = {
+        "alpha_window": tiny.WINDOW,
+        "schedule": Schedule(every=2, per_decade=0),
+        "on_error": "raise",
+    } | settings
     return GeometryCallback(tiny.probe(), **settings)
 
 
@@ -52,7 +56,11 @@ def token_dataset(n=64):
 def trainer(folder, callbacks=(), **changes):
     args = TrainingArguments(output_dir=str(folder), **{**COMMON, **changes})
     return Trainer(
-        tiny.model(**DROPOUT), args, train_dataset=token_dataset(), eval_dataset=token_dataset(8), callbacks=list(callbacks)
+        tiny.model(**DROPOUT),
+        args,
+        train_dataset=token_dataset(),
+        eval_dataset=token_dataset(8),
+        callbacks=list(callbacks),
     )
 
 
@@ -81,7 +89,10 @@ def dpo(folder, callbacks):
 
 def grpo(folder, callbacks):
     args = GRPOConfig(
-        output_dir=str(folder), num_generations=4, max_completion_length=6, **{**COMMON, "bf16": False, "logging_steps": 1}
+        output_dir=str(folder),
+        num_generations=4,
+        max_completion_length=6,
+        **{**COMMON, "bf16": False, "logging_steps": 1},
     )
     data = Dataset.from_dict({"prompt": tiny.texts(words=4)})
     return GRPOTrainer(
@@ -140,7 +151,9 @@ def test_the_comparison_above_can_fail(tmp_path):
 
 def test_steps_agree_in_wandb_file_record_file_and_log_history(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    made = trainer(tmp_path, [callback(schedule=Schedule(every=3, per_decade=0, at=(1,)))], report_to="wandb", logging_steps=1)
+    made = trainer(
+        tmp_path, [callback(schedule=Schedule(every=3, per_decade=0, at=(1,)))], report_to="wandb", logging_steps=1
+    )
     made.train()
     wandb.finish()
     rows = wandb_file.history(tmp_path)
@@ -163,10 +176,13 @@ def test_steps_agree_in_wandb_file_record_file_and_log_history(tmp_path, monkeyp
 def test_keys_are_long_with_several_probes_or_layers(tmp_path):
     probes = {"web": tiny.probe(seed=1), "code": tiny.probe(seed=2)}
     made = trainer(
-        tmp_path, [GeometryCallback(probes, layers=[1, -1], alpha_window=tiny.WINDOW, schedule=Schedule(every=6, per_decade=0))]
+        tmp_path,
+        [GeometryCallback(probes, layers=[1, -1], alpha_window=tiny.WINDOW, schedule=Schedule(every=6, per_decade=0))],
     )
     made.train()
-    keys = {key for row in made.state.log_history for key in row if key.startswith("geometry/") and key.endswith("/rankme")}
+    keys = {
+        key for row in made.state.log_history for key in row if key.startswith("geometry/") and key.endswith("/rankme")
+    }
     assert keys == {f"geometry/{probe}/{layer}/rankme" for probe in probes for layer in ("layer1", "layer3")}
 
 
@@ -181,15 +197,15 @@ def test_tensorboard_has_geometry_in_the_run_of_the_loss(tmp_path):
 
 
 def test_other_trackers_get_the_row_through_their_own_callback(tmp_path, monkeypatch):
-    class Notebook(TrainerCallback):
-        rows: list = []
+    rows = []
 
+    class Notebook(TrainerCallback):
         def on_log(self, args, state, control, logs=None, **kwargs):
-            self.rows.append((state.global_step, dict(logs)))
+            rows.append((state.global_step, dict(logs)))
 
     monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "notebook", Notebook)
     trainer(tmp_path, [Notebook(), callback()]).train()
-    assert [step for step, logs in Notebook.rows if "geometry/rankme" in logs] == [0, 2, 4, 6]
+    assert [step for step, logs in rows if "geometry/rankme" in logs] == [0, 2, 4, 6]
 
 
 def test_a_row_is_printed(tmp_path, capsys):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
@@ -82,3 +85,9 @@ def texts(n: int = 100, words: int = 40, seed: int = 2) -> list[str]:
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, VOCABULARY - 4, (n, words), generator=generator).tolist()
     return [" ".join(f"w{i}" for i in row) for row in ids]
+
+
+def random_states() -> tuple[object, ...]:
+    """Every global random state of a CPU process, comparable with ==."""
+    kind, keys, *rest = np.random.get_state()
+    return tuple(torch.get_rng_state().tolist()), kind, tuple(keys.tolist()), tuple(rest), random.getstate()
