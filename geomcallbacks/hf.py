@@ -22,6 +22,8 @@ from geomcallbacks.probe import ProbeSet
 from geomcallbacks.record import GeometryRecord
 from geomcallbacks.tracker import TrackerQueue, wandb_spectra
 
+_PRINTED = ("rankme", "alpha_req", "top1_share", "epoch")
+
 
 class GeometryCallback(TrainerCallback):
     """Measures geometry while a Trainer trains, and logs it beside the loss.
@@ -156,5 +158,7 @@ def _autocast(args: TrainingArguments) -> AbstractContextManager[Any]:
 
 
 def _print(row: dict[str, float], args: TrainingArguments) -> None:
-    line = str({key: f"{value:.4g}" for key, value in row.items()})
+    """In the manner of Trainer's own rows; three metrics of each curve, since a row of ten is not read."""
+    shown = {key: value for key, value in row.items() if key.rpartition("/")[2] in _PRINTED}
+    line = str({key: f"{value:.4g}" for key, value in shown.items()})
     print(line) if args.disable_tqdm else tqdm.write(line)

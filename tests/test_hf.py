@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 from pathlib import Path
@@ -212,7 +213,9 @@ def test_a_row_is_printed(tmp_path, capsys):
     trainer(tmp_path, [callback()]).train()
     lines = [line for line in capsys.readouterr().out.splitlines() if "geometry/rankme" in line]
     assert len(lines) == 4
-    assert "'epoch'" in lines[0]
+    assert list(ast.literal_eval(lines[0])) == [f"geometry/{x}" for x in ("rankme", "alpha_req", "top1_share")] + [
+        "epoch"
+    ]
 
 
 def test_gradient_accumulation_does_not_measure_twice(tmp_path):
