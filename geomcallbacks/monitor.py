@@ -110,7 +110,9 @@ class GeometryMonitor:
         for message in check_fit(model, self.probes, self.settings):
             self._warn_once(message, message)
         self._ledger = Ledger(self.schedule.budget)
-        self._last_measured, self._last_call, self._started = None, (step, time.perf_counter()), True
+        # A checkpoint is written after its update was measured, if that was due.
+        self._last_measured = step if step > 0 else None
+        self._last_call, self._started = (step, time.perf_counter()), True
         if self.path is not None and rank() == 0:
             self._writer = RecordWriter(self.path, step, self._header())
 

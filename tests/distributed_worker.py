@@ -1,0 +1,186 @@
+"""What test_distributed runs, in one process and in each of two. It starts fast: no framework is imported."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from geomcallbacks import GeometryMonitor, ProbeSet, Schedule
+from geomcallbacks.moments import Moments, Rows
+
+
+class Model(nn.Module):
+    """Embedding and recurrent layer of d = 8; raises, where told, when it is given too many rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(100, 8)
+        self.mix = nn.GRU(8, 8, batch_first=True)
+        self.fails: Callable[[int], Exception | None] = lambda rows: None
+
+    def forward(self, ids_bt: Tensor) -> Tensor:
+        error = self.fails(len(ids_bt))
+        if error is not None:
+            raise error
+        return self.mix(self.embed(ids_bt))[0]
+
+
+def probe(n: int) -> ProbeSet:
+    generator = torch.Generator().manual_seed(n)
+    lengths = torch.randint(5, 12, (n,), generator=generator).tolist()
+    return ProbeSet.from_token_ids([torch.randint(1, 99, (m,), generator=generator).tolist() for m in lengths])
+
+
+def wrapped(model: nn.Module) -> nn.Module:
+    return DistributedDataParallel(model) if dist.is_initialized() else model
+
+
+def measured(n: int, model: nn.Module | None = None, **changes: Any) -> dict[str, Any]:
+    """What a monitor says of a model, wrapped by DDP where there are two processes."""
+    settings = {"layers": ["embed", "mix"], "alpha_window": (1, 3), "batch_size": 8, "on_error": "raise"} | changes
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        records = GeometryMonitor(probe(n), **settings).measure(wrapped(model or Model()), 0)
+    said = [str(w.message) for w in caught if "biased downward" not in str(w.message)]
+    keys = ("n", "d", "layer", "metrics", "reasons", "intervals", "batch_size", "notes", "precision")
+    found = [{key: getattr(record, key) for key in keys} for record in records]
+    spectra = [[] if record.eigenvalues is None else record.eigenvalues.tolist() for record in records]
+    return {"records": found, "spectra": spectra, "warnings": said}
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def on_second_process(limit: int, error: Exception) -> nn.Module:
+    """A model that fails beyond so many rows, on the second process alone."""
+    model = Model()
+    if dist.is_initialized() and rank() == 1:
+        model.fails = lambda rows: error if rows > limit else None
+    return model
+
+
+def fails_and_goes_on() -> dict[str, Any]:
+    model = Model()
+    watch = GeometryMonitor(probe(40), layers="mix", alpha_window=(1, 3), batch_size=8)
+    ddp = wrapped(model)
+    watch.start(ddp)
+    if rank() == 1:
+        model.fails = lambda rows: KeyError("injected")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        failed = watch.measure(ddp, 1)
+    model.fails = lambda rows: None
+    (later,) = watch.measure(ddp, 2)
+    return {"failed": len(failed), "warnings": [str(w.message) for w in caught], "later": later.metrics}
+
+
+def spoilt_row() -> dict[str, Any]:
+    model = Model()
+    rows = probe(40)
+    shortest = int(rows.lengths_n.argmin())
+    last = int(rows.input_ids_nt[shortest, rows.lengths_n[shortest] - 1])
+    model.embed.weight.data[last] = torch.nan
+    return measured(40, model, layers="embed")
+
+
+def clocks_differ() -> list[int]:
+    """The second process's updates take no time, so that its own ledger would allow nothing."""
+    watch = GeometryMonitor(
+        probe(40),
+        layers="mix",
+        alpha_window=(1, 3),
+        schedule=Schedule(per_decade=0, every=1, budget=1.0),
+        total_steps=6,
+    )
+    model = wrapped(Model())
+    watch.start(model)
+    steps = []
+    for step in range(7):
+        watch._ledger.trained(1000.0 if rank() == 0 else 0.0, updates=1)
+        steps += [record.step for record in watch.step(model, step)]
+        if rank() == 1:
+            watch._ledger.measured(500.0, fixed=False)
+    return steps
+
+
+def reduced_store(kind: type, parts: list[int]) -> list[float]:
+    """A store filled with this process's part of fifty rows and reduced, or with all of them."""
+    rows_nd = torch.randn(50, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) + 100.0
+    starts = [0, parts[0], 50]
+    mine = slice(starts[rank()], starts[rank() + 1]) if dist.is_initialized() else slice(None)
+    store = kind(4)
+    store.update(rows_nd[mine], torch.arange(50)[mine])
+    if dist.is_initialized():
+        store.all_reduce()
+    if isinstance(store, Rows):
+        return store.stacked()[0].flatten().tolist()
+    return [store.count, *store.mean.tolist(), *store.m2.flatten().tolist()]
+
+
+def writes_once(folder: Path) -> list[str]:
+    watch = GeometryMonitor(probe(40), layers="mix", alpha_window=(1, 3), path=folder / "run" / "g.jsonl")
+    watch.measure(wrapped(Model()), 0)
+    watch.close()
+    if dist.is_initialized():
+        dist.barrier()
+    return sorted(str(path.relative_to(folder / "run")) for path in (folder / "run").rglob("*") if path.is_file())
+
+
+def scenarios(folder: Path) -> dict[str, Callable[[], Any]]:
+    oom, bf16 = torch.OutOfMemoryError("injected"), torch.bfloat16
+    return {
+        "n > d, odd": lambda: measured(65),
+        "n <= d": lambda: measured(7, batch_size=2),
+        "n = d": lambda: measured(8, batch_size=3),
+        "one batch": lambda: measured(33, batch_size=64),
+        "one batch, n <= d": lambda: measured(7, batch_size=64),
+        "several positions": lambda: measured(21, positions=3),
+        "all positions": lambda: measured(21, positions="all"),
+        "intervals": lambda: measured(45, intervals=True),
+        "bf16 model": lambda: measured(41, Model().to(bf16), layers="embed"),
+        "bf16 model, n <= d": lambda: measured(7, Model().to(bf16), layers="embed", batch_size=2),
+        "non-finite on one": spoilt_row,
+        "out of memory on one": lambda: measured(65, on_second_process(3, oom), on_error="warn"),
+        "failure on one": fails_and_goes_on,
+        "clocks differ": clocks_differ,
+        "moments": lambda: reduced_store(Moments, [37]),
+        "moments of an idle process": lambda: reduced_store(Moments, [50]),
+        "rows": lambda: reduced_store(Rows, [13]),
+        "rows of an idle process": lambda: reduced_store(Rows, [50]),
+        "files": lambda: writes_once(folder),
+    }
+
+
+def main(number: int, world_size: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/store",
+        rank=number,
+        world_size=world_size,
+        timeout=timedelta(seconds=30),
+    )
+    found = {"world size": dist.get_world_size()}
+    for name, call in scenarios(folder).items():
+        found[name] = call()
+    (folder / f"rank-{number}.json").write_text(json.dumps(found))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

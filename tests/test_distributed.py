@@ -1,0 +1,152 @@
+"""Two processes give what one gives, agree where one of them fails, and never wait for each other for good.
+
+All scenarios of `distributed_worker` run in one pair of processes; each test holds one of them against the same
+scenario run here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import distributed_worker
+import pytest
+
+HERE = Path(__file__).parent
+TIMEOUT = 150.0  # seconds for both processes; they take a few
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two processes found."""
+    folder = tmp_path_factory.mktemp("two")
+    env = {**os.environ, "PYTHONPATH": f"{HERE.parent}:{HERE}", "OMP_NUM_THREADS": "1"}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, str(HERE / "distributed_worker.py"), str(rank), "2", str(folder)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=env,
+        )
+        for rank in range(2)
+    ]
+    said, deadline = [], time.monotonic() + TIMEOUT
+    try:
+        for worker in workers:
+            said.append(worker.communicate(timeout=max(1.0, deadline - time.monotonic()))[0])
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"two processes hung for {TIMEOUT:g} s")
+    finally:
+        for worker in workers:
+            if worker.poll() is None:
+                worker.kill()
+                worker.wait()
+    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(said)
+    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.fixture
+def one(tmp_path: Path) -> Callable[[str], Any]:
+    """Run a scenario in this process, as JSON gives it back."""
+    calls = distributed_worker.scenarios(tmp_path)
+    return lambda name: json.loads(json.dumps(calls[name]()))
+
+
+def assert_close(got: Any, wanted: Any, rel: float) -> None:
+    """Equal, with numbers to `rel`, whatever they are nested in."""
+    assert type(got) is type(wanted)
+    if isinstance(wanted, dict):
+        assert list(got) == list(wanted)
+        for key in wanted:
+            assert_close(got[key], wanted[key], rel)
+    elif isinstance(wanted, list):
+        assert len(got) == len(wanted)
+        for a, b in zip(got, wanted, strict=True):
+            assert_close(a, b, rel)
+    elif isinstance(wanted, float):
+        assert math.isclose(got, wanted, rel_tol=rel, abs_tol=1e-15), (got, wanted)
+    else:
+        assert got == wanted
+
+
+def test_there_are_two_processes(two: list[dict[str, Any]]) -> None:
+    assert [found["world size"] for found in two] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "n > d, odd",
+        "n <= d",
+        "n = d",
+        "one batch",
+        "one batch, n <= d",
+        "several positions",
+        "all positions",
+        "bf16 model",
+        "bf16 model, n <= d",
+        "moments",
+        "moments of an idle process",
+        "rows",
+        "rows of an idle process",
+    ],
+)
+def test_two_give_what_one_gives(two: list[dict[str, Any]], one: Callable[[str], Any], name: str) -> None:
+    assert two[0]["world size"] == 2
+    wanted = one(name)
+    for found in two:
+        assert_close(found[name], wanted, rel=1e-9)
+    assert two[0][name] == two[1][name]
+
+
+def test_intervals_of_two_are_those_of_one(two: list[dict[str, Any]], one: Callable[[str], Any]) -> None:
+    """A half-width is a difference of nearly equal numbers, so it has fewer digits than they."""
+    wanted = one("intervals")
+    assert len(wanted["records"][0]["intervals"]) == 10
+    for found in two:
+        assert_close(found["intervals"], wanted, rel=1e-8)
+
+
+def test_non_finite_rows_of_one_process_are_known_to_both(two: list[dict[str, Any]], one: Callable[[str], Any]) -> None:
+    (record,) = two[0]["non-finite on one"]["records"]
+    assert record["metrics"]["rankme"] is None
+    assert record["reasons"]["rankme"].endswith("of 40 rows are not finite")
+    assert two[0]["non-finite on one"] == two[1]["non-finite on one"] == one("non-finite on one")
+
+
+def test_out_of_memory_on_one_halves_both(two: list[dict[str, Any]], one: Callable[[str], Any]) -> None:
+    found = [process["out of memory on one"] for process in two]
+    assert found[0] == found[1]
+    assert found[0]["warnings"] == ["the probe ran out of memory: batch_size is now 2"]
+    wanted = one("out of memory on one")  # where nothing runs out
+    for got, whole in zip(found[0]["records"], wanted["records"], strict=True):
+        assert (got["batch_size"], whole["batch_size"]) == (2, 8)
+        assert got["notes"] == [f"out of memory: batch_size halved to {size}" for size in (4, 2)]
+        assert got["metrics"] == pytest.approx(whole["metrics"], rel=1e-6)
+
+
+def test_failure_on_one_is_a_failure_of_both(two: list[dict[str, Any]], one: Callable[[str], Any]) -> None:
+    first, second = (process["failure on one"] for process in two)
+    assert (first["failed"], second["failed"]) == (0, 0)
+    assert "another process failed to measure" in first["warnings"][0]
+    assert "KeyError: 'injected'" in second["warnings"][0]
+    later = one("failure on one")["later"]  # both go on together
+    assert_close(first["later"], later, rel=1e-9)
+    assert first["later"] == second["later"]
+
+
+def test_first_process_decides_within_the_budget(two: list[dict[str, Any]]) -> None:
+    assert two[0]["clocks differ"] == two[1]["clocks differ"] == list(range(7))
+
+
+def test_first_process_writes(two: list[dict[str, Any]]) -> None:
+    files = ["g-spectra/step-000000000.safetensors", "g.jsonl"]
+    assert two[0]["files"] == two[1]["files"] == files

@@ -1,0 +1,118 @@
+"""Moments and rows are those of the whole, however the rows came."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from geomcallbacks.moments import Moments, Rows, float64_device
+
+N, D = 103, 7
+BATCHES = {"one": [N], "singly": [1] * N, "uneven": [50, 1, 2, 50], "with an empty one": [0, 60, 0, 43, 0]}
+
+
+def rows(mean: float = 0.0) -> torch.Tensor:
+    scale = torch.arange(1, D + 1, dtype=torch.float64)
+    return torch.randn(N, D, dtype=torch.float64) * scale + mean * scale
+
+
+def filled(rows_nd: torch.Tensor) -> Moments:
+    moments = Moments(D)
+    moments.update(rows_nd)
+    return moments
+
+
+def assert_whole(moments: Moments, rows_nd: torch.Tensor, rtol: float = 1e-12) -> None:
+    whole = rows_nd.numpy().astype(np.longdouble)
+    mean = whole.mean(axis=0)
+    m2 = (whole - mean).T @ (whole - mean)
+    assert moments.count == len(whole)
+    np.testing.assert_allclose(moments.mean.numpy(), mean.astype(float), rtol=rtol)
+    np.testing.assert_allclose(moments.m2.numpy(), m2.astype(float), rtol=rtol, atol=rtol * float(np.abs(m2).max()))
+
+
+@pytest.mark.parametrize("sizes", BATCHES.values(), ids=BATCHES)
+@pytest.mark.parametrize(("mean", "rtol"), [(3.0, 1e-12), (1e4, 1e-10)])
+def test_batches_give_the_whole(sizes: list[int], mean: float, rtol: float) -> None:
+    rows_nd = rows(mean)
+    moments = Moments(D)
+    for batch_bd in rows_nd.split(sizes):
+        moments.update(batch_bd)
+    assert_whole(moments, rows_nd, rtol)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 1, 0, 2), (2, 3, 1, 0)])
+@pytest.mark.parametrize(("mean", "rtol"), [(3.0, 1e-12), (1e4, 1e-10)])
+def test_merging_gives_the_whole(order: tuple[int, ...], mean: float, rtol: float) -> None:
+    rows_nd = rows(mean)
+    parts = [filled(part) for part in rows_nd.split([50, 0, 2, 51])]
+    merged = Moments(D)
+    for index in order:
+        merged.merge(parts[index])
+    assert_whole(merged, rows_nd, rtol)
+    left, right = copy.deepcopy(parts[0]), copy.deepcopy(parts[3])
+    left.merge(parts[2])
+    right.merge(parts[1])
+    left.merge(right)
+    assert_whole(left, rows_nd, rtol)
+
+
+def test_merging_leaves_the_other_as_it_was() -> None:
+    one, other = filled(rows()), filled(rows(5.0))
+    before = copy.deepcopy(other)
+    one.merge(other)
+    one.update(rows())
+    assert other.count == before.count
+    assert torch.equal(other.mean, before.mean)
+    assert torch.equal(other.m2, before.m2)
+
+
+def test_parts_with_means_far_apart() -> None:
+    rows_nd = torch.cat([rows(0.0), rows(1e6)])
+    moments = filled(rows_nd[:N])
+    moments.update(rows_nd[N:])
+    assert_whole(moments, rows_nd)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_low_precision_rows_are_added_in_float64(dtype: torch.dtype) -> None:
+    rows_nd = rows(3.0).to(dtype)
+    moments = Moments(D)
+    for batch_bd in rows_nd.split(10):
+        moments.update(batch_bd)
+    assert moments.m2.dtype == moments.mean.dtype == torch.float64
+    assert_whole(moments, rows_nd.to(torch.float64))
+
+
+def test_updating_does_not_change_the_rows() -> None:
+    rows_nd = rows()
+    before = rows_nd.clone()
+    filled(rows_nd)
+    assert torch.equal(rows_nd, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_rows_come_back_in_the_order_of_the_probe(dtype: torch.dtype) -> None:
+    """Several features of one probe row keep their own order."""
+    rows_nd = rows().to(dtype)
+    origin_n = torch.arange(N) // 3
+    whole = Rows(D)
+    whole.update(rows_nd, origin_n)
+    dealt = Rows(D)
+    for first in (60, 0, 99, 30):
+        part = slice(first, {60: 99, 0: 30, 99: N, 30: 60}[first])
+        dealt.update(rows_nd[part], origin_n[part])
+    assert dealt.count == N
+    for store in (whole, dealt):
+        got_nd, got_n = store.stacked()
+        assert got_nd.dtype == torch.float64
+        assert torch.equal(got_nd, rows_nd.to(torch.float64))
+        assert torch.equal(got_n, origin_n)
+
+
+def test_mps_arithmetic_goes_to_the_cpu() -> None:
+    assert float64_device(torch.device("mps")) == torch.device("cpu")
+    assert float64_device(torch.device("cuda", 1)) == torch.device("cuda", 1)

@@ -1,0 +1,523 @@
+"""GeometryMonitor: what is measured when, what is recorded of it, and what happens when something is wrong."""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import reference
+import tiny
+import torch
+from torch import Tensor, nn
+
+from geomcallbacks import GeometryMonitor, GeometryRecord, ProbeSet, Schedule, read_records, read_spectra
+from geomcallbacks.metrics import METRIC_NAMES
+from geomcallbacks.record import read_lines
+
+
+def monitor(probe: object = None, **changes: object) -> GeometryMonitor:
+    settings = {"alpha_window": tiny.WINDOW, "on_error": "raise"} | changes
+    return GeometryMonitor(tiny.probe() if probe is None else probe, **settings)
+
+
+def own_features(model: nn.Module, probe: ProbeSet, batch_size: int = 32, layer: int = -1) -> Tensor:
+    """Last-token states by the model's own full forward, on the batches in which the monitor runs the probe."""
+    model, features = copy.deepcopy(model).eval(), {}
+    for batch in probe.batches(batch_size):
+        with torch.no_grad():
+            out = model(batch.input_ids_bt, attention_mask=batch.mask_bt, output_hidden_states=True)
+        for row, states, length in zip(batch.rows_b.tolist(), out.hidden_states[layer], batch.lengths_b, strict=True):
+            features[row] = states[length - 1].double()
+    return torch.stack([features[row] for row in range(len(probe))])
+
+
+def assert_metrics(record: GeometryRecord, features_nd: Tensor, rel: float = 1e-9) -> None:
+    assert record.metrics == pytest.approx(reference.describe(features_nd.numpy(), record.alpha_window), rel=rel)
+
+
+class Table(nn.Module):
+    """Its states are a table's row for each token, so that features are known."""
+
+    def __init__(self, d: int = 6) -> None:
+        super().__init__()
+        self.table = nn.Embedding(100, d)
+
+    def forward(self, ids_bt: Tensor) -> Tensor:
+        return self.table(ids_bt)
+
+
+def table_probe(n: int) -> ProbeSet:
+    return ProbeSet.from_token_ids([[0, i] for i in range(1, n + 1)])
+
+
+# --- what is measured ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("layer", [-1, 1])
+def test_metrics_are_those_of_the_models_own_states(kind: str, layer: int) -> None:
+    model, probe = tiny.model(kind), tiny.probe()
+    (record,) = monitor(probe, layers=layer).measure(model, 3)
+    assert_metrics(record, own_features(model, probe, layer=layer), rel=1e-6)
+
+
+@pytest.mark.parametrize(("n", "d"), [(90, 6), (6, 6), (30, 50)], ids=["n>d", "n=d", "n<d"])
+@pytest.mark.parametrize("intervals", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_metrics_of_known_features(n: int, d: int, intervals: bool, dtype: torch.dtype) -> None:
+    """Rows held for resampling and moments filled in batches give the same numbers, to 1e-9."""
+    model = Table(d).to(dtype)
+    watch = monitor(table_probe(n), layers="table", alpha_window=(1, 4), intervals=intervals, batch_size=7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # n < 4d
+        (record,) = watch.measure(model, 0)
+    assert_metrics(record, model.table.weight.detach()[1 : n + 1].double())
+    assert (record.n, record.d, record.reasons) == (n, d, {})
+    assert set(record.intervals) == (set(METRIC_NAMES) if intervals and n >= 20 else set())
+    for name, (low, high) in record.intervals.items():
+        assert low <= record.metrics[name] <= high
+
+
+def test_padding_side_does_not_matter() -> None:
+    model, (ids_nt, mask_nt) = tiny.model("llama"), tiny.rows()
+    shift = (ids_nt.shape[1] - mask_nt.sum(1)).tolist()
+    left_nt = torch.stack([row.roll(by) for row, by in zip(ids_nt, shift, strict=True)])
+    left_mask_nt = torch.stack([row.roll(by) for row, by in zip(mask_nt, shift, strict=True)])
+    assert not torch.equal(left_nt, ids_nt)
+    (right,) = monitor(ProbeSet.from_token_ids(ids_nt, mask_nt)).measure(model, 0)
+    (left,) = monitor(ProbeSet.from_token_ids(left_nt, left_mask_nt)).measure(model, 0)
+    assert left.metrics == right.metrics
+    assert left.fingerprint == right.fingerprint
+
+
+@pytest.mark.parametrize("how", ["autocast", "own autocast", "model"])
+def test_bf16(how: str) -> None:
+    """Under the ambient autocast, under the monitor's own, and in a bf16 model: the model's own bf16 states."""
+    model, probe = tiny.model("llama", **({"dtype": torch.bfloat16} if how == "model" else {})), tiny.probe()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=how != "model"):
+        wanted_nd = own_features(model, probe)
+    watch = monitor(probe, precision="bf16" if how == "own autocast" else "training")
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=how == "autocast"):
+        (record,) = watch.measure(model, 0)
+    assert record.precision == "bf16"
+    assert_metrics(record, wanted_nd)
+    (in_fp32,) = monitor(probe).measure(model.float(), 0)
+    assert record.metrics != pytest.approx(in_fp32.metrics, rel=1e-7)
+    assert record.metrics == pytest.approx(in_fp32.metrics, rel=0.1)
+
+
+def test_fp32_overrides_the_ambient_autocast() -> None:
+    model = tiny.model("llama")
+    (plain,) = monitor().measure(model, 0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (record,) = monitor(precision="fp32").measure(model, 0)
+    assert (record.precision, record.metrics) == ("fp32", plain.metrics)
+
+
+def test_several_probes_and_layers_in_one_pass_over_each() -> None:
+    model, calls = tiny.model(), []
+    probes = {"a": tiny.probe(64), "b": tiny.probe(72, seed=5)}
+    watch = monitor(probes, layers=[0, 1, -1])
+    watch.start(model)
+    model.gpt_neox.register_forward_hook(
+        lambda module, args, kwargs, out: calls.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    records = watch.measure(model, 0)
+    assert calls == [32, 32, 32, 32, 8]
+    assert [(r.probe, r.layer, r.n) for r in records] == [
+        (label, f"layer{layer}", n) for label, n in (("a", 64), ("b", 72)) for layer in (0, 1, 3)
+    ]
+    for record in records:
+        (alone,) = monitor(probes[record.probe], layers=int(record.layer[-1])).measure(model, 0)
+        assert record.metrics == alone.metrics
+    assert len({record.metrics["rankme"] for record in records}) == 6
+
+
+@pytest.mark.parametrize(("positions", "n"), [("last", 64), (3, 192), ("mean", 64), ("all", None)])
+def test_positions_are_recorded_with_their_n(positions: object, n: int | None) -> None:
+    probe = tiny.probe()
+    (record,) = monitor(probe, positions=positions).measure(tiny.model(), 0)
+    assert record.positions == positions
+    assert record.n == (n or int(probe.lengths_n.sum()) - 64)
+
+
+# --- when ---------------------------------------------------------------------------------------------------------
+
+
+def test_measured_at_the_scheduled_updates_once_each(tmp_path: Path) -> None:
+    watch = monitor(path=tmp_path / "g.jsonl", schedule=Schedule(every=4, per_decade=0, at=(3,)), total_steps=10)
+    model = tiny.model()
+    measured = []
+    for step in range(11):
+        for _ in range(2):  # two batches of one update, with gradient accumulation
+            measured += [record.step for record in watch.step(model, step)]
+    assert measured == [0, 3, 4, 8, 10]
+    assert watch.step(model, 10, last=True) == []
+    watch.close()
+    assert [line["step"] for line in read_records(tmp_path / "g.jsonl")] == measured
+
+
+def test_last_is_measured_where_the_length_is_unknown() -> None:
+    watch, model = monitor(schedule=Schedule(per_decade=1)), tiny.model()
+    assert [watch.step(model, step) != [] for step in (0, 1, 2, 10, 11)] == [True, True, False, True, False]
+    assert [record.step for record in watch.step(model, 12, last=True)] == [12]
+
+
+def test_measure_measures_whatever_the_schedule_says() -> None:
+    watch, model = monitor(schedule=Schedule(per_decade=0, every=100)), tiny.model()
+    assert [record.step for record in watch.measure(model, 5)] == [5]
+    assert [record.step for record in watch.measure(model, 5)] == [5]
+    assert watch.step(model, 5, last=True) == []
+
+
+def test_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """10 % of 100 updates of 1 s are 10 s, so three optional measurements of 3 s, taken early; the rest is noted."""
+    clock, model = [0.0], tiny.model()
+    monkeypatch.setattr("geomcallbacks.monitor.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    watch = monitor(
+        path=tmp_path / "g.jsonl",
+        schedule=Schedule(per_decade=0, every=10, at=(55,), budget=0.1),
+        total_steps=100,
+        batch_size=64,
+    )
+    watch.start(model)
+
+    def takes_three_seconds(module: nn.Module, args: object) -> None:
+        clock[0] += 3.0
+
+    model.gpt_neox.register_forward_pre_hook(takes_three_seconds)
+    measured = []
+    for step in range(101):
+        measured += [record.step for record in watch.step(model, step)]
+        clock[0] += 1.0
+    assert measured == [0, 10, 20, 30, 55, 100]
+    skips = [line for line in read_lines(tmp_path / "g.jsonl") if line["kind"] == "skip"]
+    assert [(line["step"], line["reason"]) for line in skips] == [(s, "budget") for s in (40, 50, 60, 70, 80, 90)]
+
+
+# --- what is recorded ---------------------------------------------------------------------------------------------
+
+
+def test_a_record_carries_what_it_needs(tmp_path: Path) -> None:
+    model, probe = tiny.model("olmo2"), tiny.probe()
+    watch = monitor({"books": probe}, path=tmp_path / "g.jsonl", tokens_per_update=128, batch_size=16)
+    (record,) = watch.measure(model, 7)
+    watch.close()
+    (line,) = read_records(tmp_path / "g.jsonl")
+    wanted = {
+        "step": 7,
+        "tokens": 896,
+        "probe": "books",
+        "fingerprint": probe.fingerprint,
+        "layer": "layer3",
+        "module": "model",
+        "positions": "last",
+        "n": 64,
+        "d": 16,
+        "alpha_window": [2, 8],
+        "precision": "fp32",
+        "batch_size": 16,
+        "reasons": {},
+        "intervals": {},
+        "notes": [],
+    }
+    assert {key: line[key] for key in wanted} == wanted
+    assert {name: line[name] for name in METRIC_NAMES} == record.metrics
+    assert line["seconds_forward"] > 0
+    assert line["seconds_spectrum"] > 0
+    assert "centred covariance" in line["convention"]
+    torch.testing.assert_close(read_spectra(tmp_path / "g.jsonl", line), record.eigenvalues.float(), rtol=0, atol=0)
+    assert len(record.eigenvalues) == 16
+
+
+def test_header(tmp_path: Path) -> None:
+    probe = tiny.probe()
+    watch = monitor({"a": probe}, path=tmp_path / "g.jsonl", layers=[1, -1], batch_size=16, total_steps=50)
+    watch.start(tiny.model())
+    (header,) = read_lines(tmp_path / "g.jsonl")
+    assert header["probes"] == {"a": {"fingerprint": probe.fingerprint, "rows": 64}}
+    settings = header["settings"]
+    assert (settings["layers"], settings["batch_size"], settings["alpha_window"]) == ([1, -1], 16, [2, 8])
+    assert (settings["positions"], settings["precision"], settings["total_steps"]) == ("last", "training", 50)
+    assert settings["schedule"]["per_decade"] == 8
+    assert header["versions"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize(("given", "per_update", "wanted"), [(None, None, None), (None, 10, 30), (17, 10, 17)])
+def test_tokens_seen(given: int | None, per_update: int | None, wanted: int | None) -> None:
+    watch = monitor(tokens_per_update=per_update)
+    assert watch.measure(tiny.model(), 3, tokens=given)[0].tokens == wanted
+
+
+def test_spectra_can_be_left_off(tmp_path: Path) -> None:
+    monitor(path=tmp_path / "g.jsonl", spectra=False).measure(tiny.model(), 0)
+    assert read_records(tmp_path / "g.jsonl")[0]["spectrum"] is None
+    assert [path.name for path in tmp_path.iterdir()] == ["g.jsonl"]
+
+
+def test_no_path_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monitor().measure(tiny.model(), 0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_log_row_of_one_probe_and_layer() -> None:
+    watch = monitor(layers=[1])
+    records = watch.measure(tiny.model(), 0)
+    assert watch.log_row(records) == {f"geometry/{name}": value for name, value in records[0].metrics.items()}
+
+
+def test_log_row_of_several_is_in_full_throughout() -> None:
+    for watch in (monitor({"a": tiny.probe(), "b": tiny.probe(70)}, layers=2), monitor(layers=[0, 2])):
+        records = watch.measure(tiny.model(), 0)
+        row = watch.log_row(records)
+        assert set(row) == {f"geometry/{r.probe}/{r.layer}/{name}" for r in records for name in METRIC_NAMES}
+        assert row[f"geometry/{records[1].probe}/layer2/trace"] == records[1].metrics["trace"]
+
+
+def test_log_row_leaves_out_what_has_no_value() -> None:
+    watch = monitor(table_probe(40), layers="table", alpha_window=(1, 3))
+    model = Table()
+    model.table.weight.data.fill_(2.0)
+    records = watch.measure(model, 0)
+    assert watch.log_row(records) == {}
+    model.table.weight.data[:, 0] = torch.arange(100.0)
+    row = watch.log_row(watch.measure(model, 1))
+    assert row["geometry/rankme"] == pytest.approx(1)
+    assert "geometry/alpha_req" not in row
+
+
+# --- where there is no value --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n", "d"), [(60, 6), (30, 50)], ids=["n>d", "n<d"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_non_finite_rows(tmp_path: Path, n: int, d: int, value: float) -> None:
+    model = Table(d)
+    model.table.weight.data[[3, 5], 2] = value
+    watch = monitor(table_probe(n), layers="table", alpha_window=(1, 4), path=tmp_path / "g.jsonl", batch_size=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        (record,) = watch.measure(model, 0)
+    reason = f"2 of {n} rows are not finite"
+    assert record.metrics == dict.fromkeys(METRIC_NAMES)
+    assert record.reasons == dict.fromkeys(METRIC_NAMES, reason)
+    (line,) = read_records(tmp_path / "g.jsonl")
+    assert (line["rankme"], line["reasons"]["rankme"], line["spectrum"]) == (None, reason, None)
+    assert "NaN" not in (tmp_path / "g.jsonl").read_text()
+    model.table.weight.data[[3, 5], 2] = 0.0
+    assert watch.measure(model, 1)[0].metrics["rankme"] > 1
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1 * 1e4])
+def test_collapsed_model(tmp_path: Path, value: float) -> None:
+    model = Table()
+    model.table.weight.data.fill_(value)
+    watch = monitor(table_probe(60), layers="table", alpha_window=(1, 4), path=tmp_path / "g.jsonl", batch_size=7)
+    (record,) = watch.measure(model, 0)
+    assert set(record.metrics.values()) == {None}
+    assert record.reasons["rankme"] == "all rows are equal, so the covariance is zero"
+    assert read_records(tmp_path / "g.jsonl")[0]["alpha_req"] is None
+
+
+def test_window_beyond_the_rank_of_the_data() -> None:
+    model = Table(6)
+    model.table.weight.data[:, 3:] = 0.0
+    (record,) = monitor(table_probe(60), layers="table", alpha_window=(1, 4)).measure(model, 0)
+    assert record.metrics["alpha_req"] is None
+    assert record.reasons["alpha_req"] == "ranks 1 to 4 reach past the rank 3 of the data"
+    assert 1 < record.metrics["rankme"] <= 3
+
+
+# --- what is wrong with the arguments -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"probe": {}}, r"probe=\{\} measures nothing: give a ProbeSet"),
+        ({"probe": {"a": ["text"]}}, r"probe 'a' is a list, not a ProbeSet: build one with"),
+        ({"on_error": "ignore"}, r"on_error='ignore' is unknown: give 'warn' or 'raise'"),
+        ({"positions": "first"}, r"positions='first' is unknown: give 'last'"),
+        ({"positions": 8}, r"positions=8 needs rows of at least 9 tokens.*one of 8"),
+        ({"alpha_window": (5, 4)}, r"alpha_window=\(5, 4\) is not a window"),
+        ({"alpha_window": (11, 64)}, r"alpha_window=\(11, 64\) reaches past the 63 eigenvalues that n = 64 features of"
+                                     r" probe 'probe' have: end it at 63 or below, such as alpha_window=\(7, 47\)"),
+        ({"precision": "fp8"}, r"precision='fp8' is unknown: give 'training', 'fp32' or 'bf16'"),
+        ({"batch_size": 0}, r"batch_size=0: give a positive number"),
+    ],
+)  # fmt: skip
+def test_arguments_are_refused_at_construction(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        monitor(**{"on_error": "warn", **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers": "gpt_neox.layer.1"}, r"layers='gpt_neox.layer.1' is no submodule.*gpt_neox.layers.1"),
+        ({"layers": 9}, r"layers=9 is not in GPTNeoXForCausalLM, which has 3 blocks"),
+        ({"module": "gptneox"}, r"module='gptneox' is no submodule.*did you mean 'gpt_neox'"),
+        ({"alpha_window": (11, 40)}, r"alpha_window=\(11, 40\) reaches past the 16 eigenvalues that n = 64 features of"
+                                     r" d = 16 of probe 'probe' have: end it at 16 or below, such as .*\(2, 12\)"),
+        ({"probe": ProbeSet.from_token_ids(torch.full((64, 5), 120))}, r"probe 'probe' holds token id 120, and the"
+                                     r" model's vocabulary ends at 119: build the probe with the model's own"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("on_error", ["warn", "raise"])
+def test_what_needs_the_model_is_refused_at_the_start(
+    tmp_path: Path, changes: dict[str, object], message: str, on_error: str
+) -> None:
+    model = tiny.model()
+    for begin in ("start", "step", "measure"):
+        watch = monitor(**{"on_error": on_error, "path": tmp_path / "g.jsonl", **changes})
+        with pytest.raises(ValueError, match=message):
+            watch.start(model) if begin == "start" else getattr(watch, begin)(model, 0)
+    assert not (tmp_path / "g.jsonl").exists()
+
+
+def test_few_rows_warn_once() -> None:
+    watch, model = monitor(tiny.probe(63)), tiny.model()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step in range(3):
+            watch.measure(model, step)
+        watch.start(model)
+    (said,) = [str(w.message) for w in caught]
+    assert "n = 63 features of d = 16: below 4 d = 64, RankMe and its relatives are biased downward" in said
+
+
+def test_enough_rows_do_not_warn() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        monitor(tiny.probe(64)).measure(tiny.model(), 0)
+
+
+# --- what goes wrong on the way -----------------------------------------------------------------------------------
+
+
+def breaks(model: nn.Module, error: Callable[[int], Exception | None]) -> None:
+    """Have the backbone raise what `error` makes of the number of rows it is given."""
+
+    def check(module: nn.Module, args: object, kwargs: dict[str, Tensor]) -> None:
+        raised = error(len(kwargs["input_ids"]))
+        if raised is not None:
+            raise raised
+
+    model.gpt_neox.register_forward_pre_hook(check, with_kwargs=True)
+
+
+def test_failure_warns_once_and_training_goes_on(tmp_path: Path) -> None:
+    model = tiny.model()
+    watch = monitor(on_error="warn", path=tmp_path / "g.jsonl", schedule=Schedule(every=1))
+    watch.start(model)
+    broken = [True]
+    breaks(model, lambda rows: KeyError("injected") if broken[0] else None)
+    with pytest.warns(
+        UserWarning, match=r"not measured at step 0 \(KeyError: 'injected'\); training goes on"
+    ) as caught:
+        assert [watch.step(model, step) for step in range(3)] == [[], [], []]
+    assert len(caught) == 1
+    broken[0] = False
+    assert watch.step(model, 2) == []  # that update is done with
+    assert [record.step for record in watch.step(model, 3)] == [3]
+    assert [line["step"] for line in read_records(tmp_path / "g.jsonl")] == [3]
+
+
+def test_failure_raises_where_asked() -> None:
+    model, watch = tiny.model(), monitor(on_error="raise")
+    watch.start(model)
+    breaks(model, lambda rows: KeyError("injected"))
+    with pytest.raises(KeyError, match="injected"):
+        watch.measure(model, 0)
+
+
+def test_out_of_memory_halves_the_batch(tmp_path: Path) -> None:
+    model = tiny.model()
+    (wanted,) = monitor(batch_size=32).measure(model, 0)
+    watch = monitor(batch_size=32, path=tmp_path / "g.jsonl", on_error="warn")
+    watch.start(model)
+    seen: list[int] = []
+    breaks(model, lambda rows: seen.append(rows) or (torch.OutOfMemoryError("injected") if rows > 5 else None))
+    with pytest.warns(UserWarning, match=r"the probe ran out of memory: batch_size is now 4") as caught:
+        (record,) = watch.measure(model, 0)
+    assert len(caught) == 1
+    assert seen == [32, 16, 8] + [4] * 16
+    assert record.notes == [f"out of memory: batch_size halved to {size}" for size in (16, 8, 4)]
+    assert record.batch_size == 4
+    assert record.metrics == pytest.approx(wanted.metrics, rel=1e-6)
+    assert read_records(tmp_path / "g.jsonl")[0]["notes"] == record.notes
+    seen.clear()
+    (later,) = watch.measure(model, 1)  # begins where the last one ended
+    assert (seen, later.batch_size, later.metrics) == ([4] * 16, 4, record.metrics)
+
+
+def test_out_of_memory_of_single_rows_is_a_failure() -> None:
+    model, watch = tiny.model(), monitor(on_error="warn", batch_size=4)
+    watch.start(model)
+    breaks(model, lambda rows: torch.OutOfMemoryError("injected"))
+    with pytest.warns(UserWarning, match=r"not measured at step 0 \(OutOfMemoryError: injected\)"):
+        assert watch.measure(model, 0) == []
+    assert all(module.training for module in model.modules())
+
+
+def test_unwritable_record_does_not_end_training(tmp_path: Path) -> None:
+    (tmp_path / "g-spectra").write_text("a file where the folder is to be")
+    watch = monitor(on_error="warn", path=tmp_path / "g.jsonl")
+    with pytest.warns(UserWarning, match=r"not measured at step 0 \(FileExistsError"):
+        watch.measure(tiny.model(), 0)
+
+
+# --- runs ---------------------------------------------------------------------------------------------------------
+
+
+def test_two_runs_with_one_monitor(tmp_path: Path) -> None:
+    watch, model = monitor(path=tmp_path / "g.jsonl", schedule=Schedule(every=1)), tiny.model()
+    for name in ("g.jsonl", "g-2.jsonl"):
+        watch.start(model, total_steps=2)
+        assert watch.record_path == tmp_path / name
+        for step in range(3):
+            assert len(watch.step(model, step)) == 1
+        watch.close()
+        watch.close()
+        assert [line["step"] for line in read_records(tmp_path / name)] == [0, 1, 2]
+
+
+def test_resuming_from_a_checkpoint(tmp_path: Path) -> None:
+    path, model = tmp_path / "g.jsonl", tiny.model()
+    first = monitor(path=path, schedule=Schedule(every=2, per_decade=0))
+    for step in range(5):
+        first.step(model, step)
+        if step == 2:
+            state = json.loads(json.dumps(first.state_dict()))  # a checkpoint holds plain things
+    first.close()
+    assert [line["step"] for line in read_records(path)] == [0, 2, 4]
+    second = monitor(path=path, schedule=Schedule(every=2, per_decade=0))
+    second.load_state_dict(state)
+    for step in range(2, 7):  # a loop that calls step before each update begins with the checkpoint's own
+        second.step(model, step)
+    second.close()
+    assert second.record_path == path
+    assert [line["step"] for line in read_records(path)] == [0, 2, 4, 6]
+    assert [line.get("resumed_from") for line in read_lines(path) if line["kind"] == "header"] == [None, 2]
+
+
+def test_state_before_and_after_a_run() -> None:
+    watch = monitor()
+    assert watch.state_dict()["step"] == 0
+    watch.load_state_dict(watch.state_dict())
+    watch.load_state_dict({**watch.state_dict(), "step": 12})
+    assert watch.state_dict()["step"] == 12
+
+
+def test_checkpoint_of_another_probe_is_refused() -> None:
+    state = monitor({"a": tiny.probe()}).state_dict()
+    for other in ({"a": tiny.probe(seed=9)}, {"b": tiny.probe()}, {"a": tiny.probe(), "b": tiny.probe()}):
+        with pytest.raises(ValueError, match=r"was measured on probes \{'a': .*\}, and now has .*: give it the same"):
+            monitor(other).load_state_dict(state)
+    monitor({"a": tiny.probe()}).load_state_dict(state)

@@ -1,0 +1,90 @@
+"""Spectra of the smaller Gram matrix against the singular values of the features."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from geomcallbacks.moments import Moments, Rows
+from geomcallbacks.spectrum import spectrum_of, spectrum_of_rows
+
+SHAPES = [(200, 12), (12, 12), (13, 12), (9, 40), (2, 5), (5, 2), (30, 1)]
+
+
+def svd(rows_nd: torch.Tensor) -> np.ndarray:
+    return np.linalg.svd(rows_nd.numpy(), compute_uv=False)
+
+
+@pytest.mark.parametrize(("n", "d"), SHAPES)
+def test_against_singular_values(n: int, d: int) -> None:
+    rows_nd = torch.randn(n, d, dtype=torch.float64) + 2
+    spectrum = spectrum_of_rows(rows_nd)
+    assert (spectrum.n, spectrum.d) == (n, d)
+    r = min(n - 1, d)
+    wanted = svd(rows_nd - rows_nd.mean(0))[:r] ** 2 / (n - 1)
+    np.testing.assert_allclose(spectrum.eigenvalues.numpy(), wanted, rtol=1e-9)
+    np.testing.assert_allclose(spectrum.singular_values.numpy(), svd(rows_nd), rtol=1e-9)
+    np.testing.assert_allclose(float(spectrum.mean_norm), np.linalg.norm(rows_nd.numpy().mean(0)), rtol=1e-12)
+
+
+@pytest.mark.parametrize("mean", [0.0, 1.0, 1e4])
+def test_moments_and_rows_agree(mean: float) -> None:
+    rows_nd = torch.randn(80, 9, dtype=torch.float64) + mean
+    moments, rows = Moments(9), Rows(9)
+    for start in range(0, 80, 11):
+        moments.update(rows_nd[start : start + 11])
+        rows.update(rows_nd[start : start + 11], torch.arange(80)[start : start + 11])
+    one, other = spectrum_of(moments), spectrum_of(rows)
+    torch.testing.assert_close(one.eigenvalues, other.eigenvalues, rtol=1e-9, atol=0)
+    torch.testing.assert_close(one.singular_values, other.singular_values, rtol=1e-6, atol=0)
+    torch.testing.assert_close(one.singular_values[0], other.singular_values[0], rtol=1e-12, atol=0)
+    torch.testing.assert_close(one.mean_norm, other.mean_norm, rtol=1e-12, atol=0)
+    assert (one.n, one.d) == (other.n, other.d) == (80, 9)
+
+
+def test_sample_covariance_by_hand() -> None:
+    """Rows (±1, 0), (0, ±2): variances 2/3 and 8/3 with n − 1 = 3."""
+    rows_nd = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 2.0], [0.0, -2.0]])
+    spectrum = spectrum_of_rows(rows_nd + torch.tensor([3.0, 4.0]))
+    torch.testing.assert_close(spectrum.eigenvalues, torch.tensor([8 / 3, 2 / 3], dtype=torch.float64))
+    torch.testing.assert_close(spectrum.mean_norm, torch.tensor(5.0, dtype=torch.float64))
+    uncentred = spectrum_of_rows(rows_nd).singular_values
+    torch.testing.assert_close(uncentred, torch.tensor([8.0, 2.0], dtype=torch.float64).sqrt())
+
+
+@pytest.mark.parametrize(("n", "d"), [(60, 20), (20, 60)])
+def test_invariance(n: int, d: int) -> None:
+    """A rotation, a shift and another order of rows change nothing; a scale squares."""
+    rows_nd = torch.randn(n, d, dtype=torch.float64)
+    rotation_dd = torch.linalg.qr(torch.randn(d, d, dtype=torch.float64))[0]
+    base = spectrum_of_rows(rows_nd).eigenvalues
+    changed = spectrum_of_rows(3 * rows_nd[torch.randperm(n)] @ rotation_dd + 7).eigenvalues
+    torch.testing.assert_close(changed, 9 * base, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize(("n", "d"), [(300, 80), (80, 80), (80, 300)])
+def test_descending_and_never_negative(n: int, d: int) -> None:
+    rows_nd = torch.randn(n, 5, dtype=torch.float64) @ torch.randn(5, d, dtype=torch.float64)
+    spectrum = spectrum_of_rows(rows_nd)
+    for values in (spectrum.eigenvalues, spectrum.singular_values):
+        assert (values >= 0).all()
+        assert (values.diff() <= 0).all()
+    assert len(spectrum.eigenvalues) == min(n - 1, d)
+    assert len(spectrum.singular_values) == min(n, d)
+    assert (spectrum.singular_values[5:] == 0).all()
+    assert (spectrum.singular_values[:5] > 1).all()
+
+
+def test_one_row() -> None:
+    spectrum = spectrum_of_rows(torch.tensor([[3.0, 4.0]]))
+    assert spectrum.eigenvalues.numel() == 0
+    torch.testing.assert_close(spectrum.singular_values, torch.tensor([5.0], dtype=torch.float64))
+    assert spectrum.mean_norm == 5.0
+
+
+@pytest.mark.parametrize("n", [3, 64])
+@pytest.mark.parametrize("value", [0.0, 1e3, 0.1])
+def test_equal_rows_have_an_exactly_zero_spectrum(n: int, value: float) -> None:
+    spectrum = spectrum_of_rows(torch.full((n, 8), value, dtype=torch.float32))
+    assert (spectrum.eigenvalues == 0).all()
