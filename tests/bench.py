@@ -9,6 +9,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -27,7 +28,7 @@ def main() -> None:
     print(f"{'n x d':>12} {'method':<28} {'ms':>8} {'against ours':>13} {'RankMe error':>13}")
     for n, d in SHAPES:
         rows_nd = power_law_rows(n, d).to(device)
-        times = in_turn({name: (lambda m=method: m(rows_nd)) for name, method in METHODS.items()}, device)
+        times = in_turn({name: partial(method, rows_nd) for name, method in METHODS.items()}, device)
         exact = rankme(METHODS["svdvals float64"](rows_nd))
         for name, method in METHODS.items():
             error = abs(rankme(method(rows_nd)) / exact - 1).item()
