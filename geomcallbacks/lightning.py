@@ -75,6 +75,10 @@ class GeometryCallback(L.Callback):
         self._queue.flush()
         self.monitor.close()
 
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Close the record file: Lightning calls no `teardown` then, and the file must not stay locked."""
+        self.teardown(trainer, pl_module, "fit")
+
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers and strings for the checkpoint."""
         return self.monitor.state_dict()

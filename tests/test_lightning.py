@@ -232,6 +232,24 @@ def test_measurement_taken_just_before_a_checkpoint_survives_the_resumption(save
     assert not (tmp_path / "geometry-2.jsonl").exists()
 
 
+def test_run_that_failed_is_resumed_in_the_same_file(tmp_path):
+    """In the same process, as in a notebook: the failed run must not keep the file locked."""
+
+    class Fails(Module):
+        def training_step(self, batch, batch_idx):
+            if self.trainer.global_step == 4:
+                raise RuntimeError("interrupted")
+            return super().training_step(batch, batch_idx)
+
+    keep = ModelCheckpoint(tmp_path, every_n_train_steps=3, save_top_k=-1, filename="{step}")
+    failed = callback()
+    with pytest.raises(RuntimeError, match="interrupted"):
+        fit(tmp_path, [failed, keep], module=Fails())
+    fit(tmp_path, [callback()], ckpt_path=tmp_path / "step=3.ckpt")
+    assert steps(tmp_path) == [0, 2, 4, 6]
+    assert failed.monitor.record_path == tmp_path / "geometry.jsonl"
+
+
 def test_resuming_with_another_probe_is_refused(tmp_path):
     fit(tmp_path, [callback(), ModelCheckpoint(tmp_path, every_n_train_steps=3, filename="at")], max_steps=3)
     other = GeometryCallback(tiny.probe(seed=9), alpha_window=tiny.WINDOW)

@@ -1,0 +1,113 @@
+"""The folder of a run: what stands where, and what must agree before a run is resumed or replaced."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from data import Corpus
+from transformers import PreTrainedTokenizerBase
+
+from geomcallbacks import ProbeSet
+
+#: Settings that may differ between a run and its continuation: where it runs, not what it computes.
+FREE_ON_RESUME = frozenset(
+    {
+        "output_dir",
+        "resume",
+        "overwrite",
+        "accelerator",
+        "devices",
+        "strategy",
+        "threads",
+        "wandb",
+        "wandb_project",
+    }
+)
+
+
+class RunFolder:
+    """Paths of a run, and the few files that the recipe reads and writes itself.
+
+    Attributes:
+        path: The folder.
+        geometry: Records of the geometry, JSON Lines.
+        figure: The figure drawn at the end.
+        resume_file: Lightning's checkpoint, with the state of the optimiser.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.geometry = self.path / "geometry.jsonl"
+        self.figure = self.path / "geometry.png"
+        self.resume_file = self.path / "resume" / "last.ckpt"
+
+    def refuse_run(self, settings: Any) -> None:
+        """Ends the program if the folder holds a run that ``overwrite`` does not allow to replace.
+
+        Raises:
+            SystemExit: It does.
+        """
+        if self.geometry.exists() and not settings.overwrite:
+            raise SystemExit(
+                f"--output_dir {self.path}: there is a run here; give another folder, --overwrite True "
+                f"to replace the run, or --resume True to go on with it"
+            )
+
+    def begin(self, settings: Any, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, probe: ProbeSet) -> None:
+        """Removes the run that the folder holds, and writes what the new one starts from.
+
+        Settings, corpus, tokenizer and probe are kept for later stages and for measuring the checkpoints again.
+        Only now, since corpus and tokenizer may have been read from this very folder.
+        """
+        # What a run writes and nothing else: the folder may hold files of the user's own.
+        for name in ("checkpoints", "resume", "loss", "corpus", "tokenizer"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        for file in (*self.path.glob("geometry*.jsonl"), *self.path.glob("geometry*-spectra"), self.figure):
+            shutil.rmtree(file) if file.is_dir() else file.unlink(missing_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / "settings.json").write_text(json.dumps(dataclasses.asdict(settings), indent=1))
+        corpus.save(self.path / "corpus")
+        tokenizer.save_pretrained(self.path / "tokenizer")
+        probe.save(self.path / "probe.safetensors")
+
+    def resumed_update(self, settings: Any) -> int:
+        """Returns the number of updates that ``resume_file`` has received.
+
+        Raises:
+            SystemExit: There is nothing to resume, or the settings are not those of the run.
+        """
+        if not self.resume_file.is_file():
+            raise SystemExit(f"--resume: {self.resume_file} does not exist; leave it out to start at update 0")
+        before, now = json.loads((self.path / "settings.json").read_text()), dataclasses.asdict(settings)
+        changed = [k for k in now if k not in FREE_ON_RESUME and before.get(k) != now[k]]
+        if changed:
+            shown = ", ".join(f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in changed)
+            raise SystemExit(f"--resume: {shown}. Give the settings of the run, or start a new one elsewhere")
+        checkpoint = torch.load(self.resume_file, map_location="cpu", mmap=True, weights_only=True)
+        return int(checkpoint["global_step"])
+
+    def corpus(self) -> Corpus:
+        """Returns the corpus that the run was started with, whatever the Python of today."""
+        return Corpus.load(self.path / "corpus")
+
+    def loss(self) -> list[tuple[int, float]]:
+        """Returns (number of updates, training loss) from all starts of the run, in order.
+
+        Lightning writes the loss of update s at s - 1; here it stands at s. Rows that a later start has
+        trained again are left out.
+        """
+        files = sorted(self.path.glob("loss/from_*/metrics.csv"))
+        starts = [int(file.parent.name.removeprefix("from_")) for file in files]
+        points = []
+        for file, end in zip(files, [*starts[1:], None], strict=True):
+            with file.open(newline="") as lines:
+                rows = [row for row in csv.DictReader(lines) if row["loss"]]
+            found = [(int(row["step"]) + 1, float(row["loss"])) for row in rows]
+            points += [point for point in found if end is None or point[0] <= end]
+        return points
