@@ -7,35 +7,33 @@ language models of Transformers.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from geomcallbacks.locate import (
+    Layers,
+    ReadPoint,
+    backbone_of,
+    block_point,
+    find_root,
+    is_language_model,
+    refuse_unsupported,
+    submodule,
+    unwrap,
+)
 from geomcallbacks.probe import ProbeBatch
 
-Layers = int | str | Sequence[int | str]
 Positions = str | int
 #: Calls a model on tokens: (model, input_ids (b, t), attention_mask (b, t)) -> anything; hooks read the states.
 ForwardFn = Callable[[nn.Module, Tensor, Tensor], Any]
-
-
-@dataclass(frozen=True)
-class ReadPoint:
-    """Where one layer's states are taken: the `side` ("input" or "output") of the module called `name`."""
-
-    label: str
-    name: str
-    module: nn.Module
-    side: str
 
 
 class Reader:
@@ -61,14 +59,14 @@ class Reader:
         self, model: nn.Module, layers: Layers = -1, module: str | None = None, forward: ForwardFn | None = None
     ) -> None:
         model = unwrap(model)
-        _refuse_unsupported(model)
-        root_name, root = _find_root(model, module, by_name=forward is not None or _all_names(layers))
+        refuse_unsupported(model)
+        root_name, root = find_root(model, module, by_name=forward is not None or _all_names(layers))
         wanted = [layers] if isinstance(layers, (int, str)) else list(layers)
         if not wanted:
             raise ValueError("layers=[] reads nothing: give a layer, or -1 for the last")
         self.called: nn.Module
-        if _is_language_model(root) and forward is None:
-            self.called = _backbone(root)
+        if is_language_model(root) and forward is None:
+            self.called = backbone_of(root)
             self.vocabulary: int | None = root.get_input_embeddings().num_embeddings  # type: ignore[operator]
             self._forward: ForwardFn = _call_backbone
         else:
@@ -112,15 +110,15 @@ class Reader:
 
     def _point(self, root_name: str, root: nn.Module, layer: int | str) -> ReadPoint:
         if isinstance(layer, str):
-            return ReadPoint(layer, layer, _submodule(root, layer), "output")
-        if not _is_language_model(root):
+            return ReadPoint(layer, layer, submodule(root, layer), "output")
+        if not is_language_model(root):
             if layer != -1:
                 raise ValueError(
                     f"layers={layer} counts the blocks of a Transformers model, and {type(root).__name__} is none: name"
                     " the submodule to read instead"
                 )
             return ReadPoint(root_name or "output", root_name, root, "output")
-        return _block_point(root_name, root, layer)
+        return block_point(root_name, root, layer)
 
 
 def position_count(lengths_n: Tensor, positions: Positions) -> Tensor:
@@ -174,103 +172,8 @@ def leave_no_trace(module: nn.Module) -> Iterator[None]:
             np.random.set_state(numpy_state)
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside DDP, DataParallel and torch.compile wrappers."""
-    while True:
-        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-            model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod  # type: ignore[assignment]
-        else:
-            return model
-
-
 def _all_names(layers: Layers) -> bool:
     return isinstance(layers, str) or (not isinstance(layers, int) and all(isinstance(x, str) for x in layers))
-
-
-def _is_language_model(module: nn.Module) -> bool:
-    """Whether this is a PreTrainedModel, told by its class: PEFT's wrappers forward attributes of what they wrap."""
-    return hasattr(type(module), "base_model_prefix") and hasattr(type(module), "get_input_embeddings")
-
-
-def _find_root(model: nn.Module, name: str | None, by_name: bool) -> tuple[str, nn.Module]:
-    if name is not None:
-        return name, _submodule(model, name, argument="module")
-    if by_name and not any(_is_language_model(child) for child in model.modules()):
-        return "", model
-    found: list[tuple[str, nn.Module]] = []
-    for path, child in model.named_modules():
-        nested = any(path.startswith(f"{outer}.") or outer == "" for outer, _ in found)
-        if _is_language_model(child) and not nested:
-            found.append((path, child))
-    with_head = [(path, child) for path, child in found if child.get_output_embeddings() is not None]  # type: ignore[operator]
-    candidates = with_head or found
-    if len(candidates) == 1:
-        return candidates[0]
-    if not candidates:
-        children = ", ".join(f"{path} ({type(child).__name__})" for path, child in model.named_children())
-        raise ValueError(
-            f"no causal language model of Transformers was found in {type(model).__name__}: name the submodule whose"
-            f" output is to be read, module=<name>. Its children: {children or 'none'}"
-        )
-    listed = ", ".join(f"module={path!r} ({type(child).__name__})" for path, child in candidates)
-    raise ValueError(f"{type(model).__name__} holds {len(candidates)} language models: choose one, {listed}")
-
-
-def _submodule(root: nn.Module, name: str, argument: str = "layers") -> nn.Module:
-    modules = dict(root.named_modules())
-    if name in modules:
-        return unwrap(modules[name])
-    near = difflib.get_close_matches(name, modules, n=5, cutoff=0.4)
-    hint = f"did you mean {', '.join(map(repr, near))}?" if near else f"it has {', '.join(list(modules)[1:6])}, …"
-    raise ValueError(f"{argument}={name!r} is no submodule of {type(root).__name__}: {hint}")
-
-
-def _backbone(language_model: Any) -> nn.Module:
-    if getattr(language_model.config, "is_encoder_decoder", False):
-        raise ValueError(f"{type(language_model).__name__} is an encoder-decoder: only causal models are read")
-    backbone: nn.Module = language_model.get_decoder()
-    return backbone
-
-
-def _block_point(root_name: str, language_model: Any, layer: int) -> ReadPoint:
-    backbone = _backbone(language_model)
-    depth = language_model.config.get_text_config().num_hidden_layers
-    if not -depth - 1 <= layer <= depth:
-        raise ValueError(
-            f"layers={layer} is not in {type(language_model).__name__}, which has {depth} blocks: give 0 to {depth}, or"
-            f" -1 to {-depth - 1}"
-        )
-    index = layer % (depth + 1)
-    inside = next(name for name, child in language_model.named_modules() if child is backbone)
-    path = ".".join(part for part in (root_name, inside) if part)
-    if index == depth:
-        return ReadPoint(f"layer{index}", path or type(backbone).__name__, backbone, "output")
-    for name, child in backbone.named_children():
-        if isinstance(child, nn.ModuleList) and len(child) == depth:
-            block = max(index - 1, 0)
-            side = "output" if index else "input"
-            return ReadPoint(f"layer{index}", f"{path}.{name}.{block}".lstrip("."), child[block], side)
-    raise ValueError(f"the blocks of {type(backbone).__name__} were not found: name the submodule to read instead")
-
-
-def _refuse_unsupported(model: nn.Module) -> None:
-    from torch.distributed.tensor import DTensor
-
-    if any(isinstance(p, DTensor) for p in model.parameters()) or "FullyShardedDataParallel" in {
-        type(child).__name__ for child in model.modules()
-    }:
-        raise ValueError("the model's parameters are sharded over processes (FSDP, tensor parallel): not supported yet")
-    if any(hasattr(p, "ds_id") for p in model.parameters()):
-        raise ValueError("the model's parameters are partitioned by DeepSpeed ZeRO-3: not supported yet")
-    for child in model.modules():
-        adapters = getattr(child, "peft_config", None)
-        if isinstance(adapters, dict) and any(getattr(a, "is_prompt_learning", False) for a in adapters.values()):
-            raise ValueError(
-                f"{type(child).__name__} learns virtual tokens in front of the text, which a probe of the backbone"
-                " would leave out: measure models with weight adapters such as LoRA"
-            )
 
 
 def _call_backbone(backbone: nn.Module, input_ids_bt: Tensor, mask_bt: Tensor) -> Any:

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from geomcallbacks.distributed import rank, world_size, worst
 from geomcallbacks.hidden import (
     ForwardFn,
-    Layers,
     Positions,
     Reader,
     check_positions,
@@ -25,6 +24,7 @@ from geomcallbacks.hidden import (
     position_count,
 )
 from geomcallbacks.intervals import jackknife
+from geomcallbacks.locate import Layers
 from geomcallbacks.metrics import DEFAULT_WINDOW, check_window, describe, no_values
 from geomcallbacks.moments import Moments, Rows
 from geomcallbacks.probe import ProbeSet, deal

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from geomcallbacks.distributed import first_decides, rank
-from geomcallbacks.hidden import ForwardFn, Layers, Positions
+from geomcallbacks.hidden import ForwardFn, Positions
+from geomcallbacks.locate import Layers
 from geomcallbacks.measure import Settings, check_fit, device_of, measure_probe
 from geomcallbacks.metrics import DEFAULT_WINDOW
 from geomcallbacks.probe import ProbeSet

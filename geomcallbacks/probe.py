@@ -7,9 +7,8 @@ numbers cannot depend on the tokenizer's padding side.
 
 from __future__ import annotations
 
-import copy
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from geomcallbacks.text import column_of, tokenise
 
 _FORMAT = "geomcallbacks.probe.v1"
 
@@ -142,7 +143,7 @@ class ProbeSet:
             ValueError: fewer than `size` texts are long enough, or the arguments contradict each other.
             TypeError: a text is not a string.
         """
-        rows, dropped, _ = _tokenise(texts, tokenizer, size, max_length, seed, min_length)
+        rows, dropped, _ = tokenise(texts, tokenizer, size, max_length, seed, min_length)
         probe = cls.from_token_ids(rows)
         probe.dropped = dropped
         return probe
@@ -154,7 +155,7 @@ class ProbeSet:
         Raises:
             ValueError: there is no such column; see also `from_texts`.
         """
-        return cls.from_texts(_column(dataset, text_column), tokenizer, **settings)
+        return cls.from_texts(column_of(dataset, text_column), tokenizer, **settings)
 
     @classmethod
     def split(cls, dataset: Any, tokenizer: Any, *, text_column: str = "text", **settings: Any) -> tuple[Any, ProbeSet]:
@@ -172,10 +173,10 @@ class ProbeSet:
             (train, probe), `train` of the same kind as `dataset`.
         """
         is_list = isinstance(dataset, Sequence) and not isinstance(dataset, str)
-        texts = dataset if is_list else _column(dataset, text_column)
+        texts = dataset if is_list else column_of(dataset, text_column)
         if not isinstance(texts, Sequence):
             raise ValueError("a stream cannot be split: take the probe from its head and skip those rows in training")
-        rows, dropped, taken = _tokenise(texts, tokenizer, **{"seed": 0, "min_length": 32, **settings})
+        rows, dropped, taken = tokenise(texts, tokenizer, **{"seed": 0, "min_length": 32, **settings})
         probe = cls.from_token_ids(rows)
         probe.dropped = dropped
         held_out = {texts[index] for index in taken}
@@ -264,63 +265,3 @@ def _left_aligned(ids_nt: Tensor, mask_nt: Tensor) -> tuple[Tensor, Tensor]:
     ids_nt = torch.where(mask_nt, ids_nt, 0)  # whatever stood in the padding, -100 say, is no token
     source_nt = (position_nt + start_n[:, None]).clamp_max(ids_nt.shape[1] - 1)
     return ids_nt.gather(1, source_nt), lengths_n
-
-
-def _column(dataset: Any, name: str) -> Any:
-    columns = getattr(dataset, "column_names", None)
-    if columns is not None and name not in columns:
-        raise ValueError(f"text_column={name!r} is not in the data set: it has {', '.join(columns)}")
-    if hasattr(dataset, "__len__"):
-        return list(dataset[name])
-    return (row[name] for row in dataset)
-
-
-def _tokenise(
-    texts: Iterable[str], tokenizer: Any, size: int, max_length: int, seed: int, min_length: int
-) -> tuple[list[list[int]], int, list[int]]:
-    """Rows of ids, how many texts were too short, and which texts became rows."""
-    if size < 1:
-        raise ValueError(f"size={size} is an empty probe: give a positive number of rows")
-    if not 2 <= min_length <= max_length:
-        raise ValueError(
-            f"min_length={min_length} and max_length={max_length} leave no text: have 2 <= min_length <= max_length"
-        )
-    # Calling a fast tokenizer sets truncation and padding on it for good: the caller's must not change.
-    tokenizer = copy.deepcopy(tokenizer)
-    rows, taken, dropped, seen = [], [], 0, 0
-    for index, text in _visit(texts, seed):
-        seen += 1
-        if not isinstance(text, str):
-            raise TypeError(f"text {index} is a {type(text).__name__}, not a string: clean the texts before probing")
-        ids = _token_ids(tokenizer, text, max_length)
-        if len(ids) < min_length:
-            dropped += 1
-            continue
-        rows.append(ids)
-        taken.append(index)
-        if len(rows) == size:
-            return rows, dropped, taken
-    if seen == 0:
-        raise ValueError("the probe is empty: there are no texts")
-    raise ValueError(
-        f"size={size}, but only {len(rows)} of {seen} texts have min_length={min_length} tokens: give more texts, or a"
-        " smaller size or min_length"
-    )
-
-
-def _visit(texts: Iterable[str], seed: int) -> Iterator[tuple[int, str]]:
-    if not isinstance(texts, Sequence):
-        yield from enumerate(texts)
-        return
-    generator = torch.Generator().manual_seed(seed)
-    for index in torch.randperm(len(texts), generator=generator).tolist():
-        yield index, texts[index]
-
-
-def _token_ids(tokenizer: Any, text: str, max_length: int) -> list[int]:
-    # One token more than wanted: an EOS that the tokenizer puts behind a cut text goes, and the row stays full.
-    ids = list(tokenizer(text, truncation=True, max_length=max_length + 1, padding=False)["input_ids"])
-    ids = ids[:max_length]
-    while ids and ids[-1] == getattr(tokenizer, "eos_token_id", None):
-        ids.pop()
-    return [int(token) for token in ids]

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from geomcallbacks import GeometryMonitor, ProbeSet
-from geomcallbacks.hidden import Reader, check_positions, leave_no_trace, position_count, position_index, unwrap
+from geomcallbacks.hidden import Reader, check_positions, leave_no_trace, position_count, position_index
+from geomcallbacks.locate import unwrap
 from geomcallbacks.moments import Rows
 
 

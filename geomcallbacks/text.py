@@ -1,0 +1,74 @@
+"""From texts to token rows: which texts are long enough, and what a tokenizer makes of them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+
+def column_of(dataset: Any, name: str) -> Any:
+    """The texts of one column: a list, or an iterator where the data set is streamed.
+
+    Raises:
+        ValueError: there is no such column.
+    """
+    columns = getattr(dataset, "column_names", None)
+    if columns is not None and name not in columns:
+        raise ValueError(f"text_column={name!r} is not in the data set: it has {', '.join(columns)}")
+    if hasattr(dataset, "__len__"):
+        return list(dataset[name])
+    return (row[name] for row in dataset)
+
+
+def tokenise(
+    texts: Iterable[str], tokenizer: Any, size: int, max_length: int, seed: int, min_length: int
+) -> tuple[list[list[int]], int, list[int]]:
+    """Rows of ids, how many texts were too short, and which texts became rows. See `ProbeSet.from_texts`."""
+    if size < 1:
+        raise ValueError(f"size={size} is an empty probe: give a positive number of rows")
+    if not 2 <= min_length <= max_length:
+        raise ValueError(
+            f"min_length={min_length} and max_length={max_length} leave no text: have 2 <= min_length <= max_length"
+        )
+    # Calling a fast tokenizer sets truncation and padding on it for good: the caller's must not change.
+    tokenizer = copy.deepcopy(tokenizer)
+    rows, taken, dropped, seen = [], [], 0, 0
+    for index, text in _visit(texts, seed):
+        seen += 1
+        if not isinstance(text, str):
+            raise TypeError(f"text {index} is a {type(text).__name__}, not a string: clean the texts before probing")
+        ids = _token_ids(tokenizer, text, max_length)
+        if len(ids) < min_length:
+            dropped += 1
+            continue
+        rows.append(ids)
+        taken.append(index)
+        if len(rows) == size:
+            return rows, dropped, taken
+    if seen == 0:
+        raise ValueError("the probe is empty: there are no texts")
+    raise ValueError(
+        f"size={size}, but only {len(rows)} of {seen} texts have min_length={min_length} tokens: give more texts, or a"
+        " smaller size or min_length"
+    )
+
+
+def _visit(texts: Iterable[str], seed: int) -> Iterator[tuple[int, str]]:
+    if not isinstance(texts, Sequence):
+        yield from enumerate(texts)
+        return
+    generator = torch.Generator().manual_seed(seed)
+    for index in torch.randperm(len(texts), generator=generator).tolist():
+        yield index, texts[index]
+
+
+def _token_ids(tokenizer: Any, text: str, max_length: int) -> list[int]:
+    # One token more than wanted: an EOS that the tokenizer puts behind a cut text goes, and the row stays full.
+    ids = list(tokenizer(text, truncation=True, max_length=max_length + 1, padding=False)["input_ids"])
+    ids = ids[:max_length]
+    while ids and ids[-1] == getattr(tokenizer, "eos_token_id", None):
+        ids.pop()
+    return [int(token) for token in ids]
