@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import warnings
 from pathlib import Path
 from typing import Literal
 
@@ -105,6 +106,8 @@ def main(settings: PretrainSettings) -> None:
     """Pretrains, measures, and draws the figure."""
     disable_progress_bar()  # of the checkpoints' writing, which would break the one of the training
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # hardware, tips
+    # Lightning 2.6 uses what torch 2.13 deprecates: nothing that the reader of this output can change.
+    warnings.filterwarnings("ignore", message=r".*treespec, LeafSpec", category=FutureWarning)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     folder = RunFolder(settings.output_dir)
