@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,15 @@ class GeometryCallback(TrainerCallback):
         self._trackers = _tracking_siblings()
         if self._default_path and args.output_dir is not None:
             self.monitor.path = Path(args.output_dir) / "geometry.jsonl"
+        settings = self.monitor.settings
+        mark = f"geomcallbacks {settings.layers} {settings.positions} {sorted(self.monitor.probes)}"
+        known = (state.stateful_callbacks or {}).get(mark)
+        if state.global_step > 0 and known:
+            self.monitor.run_id = known["attributes"]["run_id"]
         with _autocast(args):
             self.monitor.start(kwargs["model"], step=state.global_step, total_steps=state.max_steps)
+        # Goes into each checkpoint's trainer_state.json: which record file the run goes on in.
+        state.stateful_callbacks[mark] = {"args": {}, "attributes": {"run_id": self.monitor.run_id}}
         if state.global_step == 0:
             self._step(args, state, control, kwargs["model"])
 
@@ -98,17 +105,16 @@ class GeometryCallback(TrainerCallback):
         state.log_history.append({**row, **epoch, "step": state.global_step})
         if not state.is_world_process_zero:
             return
-        _print({**row, **epoch}, args)
+        for record in records:
+            _print({**self.monitor.log_row([record]), **epoch}, args)
         for tracker in self._trackers:
             if isinstance(tracker, WandbCallback):
                 self._log_wandb(row, state.global_step, records)
             elif isinstance(tracker, TensorBoardCallback):
                 self._log_tensorboard(tracker, row, state.global_step)
-            else:
-                # The state moves on while the row waits: the tracker must see the step of this one.
-                moment = copy.copy(state), copy.copy(control)
-                call = lambda t=tracker, m=moment: t.on_log(args, *m, logs=dict(row))
-                self._queue.submit(type(tracker).__name__, call)
+            else:  # here and now: some, such as MLflow, keep their run in the thread that started it
+                call = partial(tracker.on_log, args, state, control, logs=dict(row))
+                self._queue.call(type(tracker).__name__, call)
 
     def _log_wandb(self, row: dict[str, float], step: int, records: list[GeometryRecord]) -> None:
         import wandb

@@ -25,9 +25,12 @@ from geomcallbacks.locate import (
     block_point,
     find_root,
     is_language_model,
+    is_rotary,
+    longest_of,
     refuse_unsupported,
     submodule,
     unwrap,
+    vocabulary_of,
 )
 from geomcallbacks.probe import ProbeBatch
 
@@ -67,11 +70,12 @@ class Reader:
         self.called: nn.Module
         if is_language_model(root) and forward is None:
             self.called = backbone_of(root)
-            self.vocabulary: int | None = root.get_input_embeddings().num_embeddings  # type: ignore[operator]
+            self.vocabulary: int | None = vocabulary_of(root)
+            self.longest: int | None = longest_of(root)
             self._forward: ForwardFn = _call_backbone
         else:
             self.called = model
-            self.vocabulary = None
+            self.vocabulary = self.longest = None
             self._forward = forward or _call_plain
         self.points = [self._point(root_name, root, layer) for layer in wanted]
         labels = [point.label for point in self.points]
@@ -155,6 +159,8 @@ def leave_no_trace(module: nn.Module) -> Iterator[None]:
     probe's shapes would make the training graphs dynamic.
     """
     modes = [(child, child.training) for child in module.modules()]
+    # Dynamic RoPE recomputes its frequencies for a row longer than any before, and keeps them.
+    rotary = [(child, dict(child._buffers), dict(vars(child))) for child, _ in modes if is_rotary(child)]
     cuda = {p.device for p in module.parameters() if p.device.type == "cuda"}
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with ExitStack() as stack:
@@ -166,6 +172,10 @@ def leave_no_trace(module: nn.Module) -> Iterator[None]:
                 child.training = False
             yield
         finally:
+            for child, buffers, attributes in rotary:
+                vars(child).update(attributes)
+                child._buffers.clear()
+                child._buffers.update(buffers)
             for child, training in modes:
                 child.training = training
             random.setstate(python_state)

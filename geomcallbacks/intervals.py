@@ -33,8 +33,8 @@ def jackknife(rows: Rows, window: tuple[int, int]) -> dict[str, tuple[float, flo
     rows_nd, origin_n = rows.stacked()
     if len(set(origin_n.tolist())) < GROUPS:
         return {}
-    whole, _ = describe(spectrum_of_rows(rows_nd), window)
-    parts = [describe(spectrum_of_rows(rows_nd[origin_n % GROUPS != g]), window)[0] for g in range(GROUPS)]
+    whole, _ = describe(spectrum_of_rows(rows_nd, rows.eps), window)
+    parts = [describe(spectrum_of_rows(rows_nd[origin_n % GROUPS != g], rows.eps), window)[0] for g in range(GROUPS)]
     found = {}
     for name in METRIC_NAMES:
         centre, values = whole[name], [part[name] for part in parts]

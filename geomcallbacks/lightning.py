@@ -42,7 +42,8 @@ class GeometryCallback(L.Callback):
         """Check probe and model, and measure update 0 of a run that is not resumed."""
         folder = trainer.log_dir  # asked on every process: Lightning broadcasts it
         if self._default_path:
-            self.monitor.path = Path(folder or trainer.default_root_dir) / "geometry.jsonl"
+            place = Path(folder or trainer.default_root_dir) / "geometry.jsonl"
+            self.monitor.path = None if trainer.fast_dev_run else place
         # A checkpoint written in a batch's last hook holds a counter that has not moved on yet: ours has.
         step = self.monitor.resumed_from or trainer.fit_loop.epoch_loop._batches_that_stepped
         total = trainer.estimated_stepping_batches
@@ -60,7 +61,8 @@ class GeometryCallback(L.Callback):
             return
         # global_step counts the steps of every optimiser; this counter moves on after the hook.
         step = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
-        last = trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step
+        stops = trainer.should_stop and trainer.fit_loop._can_stop_early  # min_epochs and min_steps come first
+        last = stops or 0 <= trainer.max_steps <= trainer.global_step
         self._step(trainer, pl_module, step, last)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -79,6 +81,15 @@ class GeometryCallback(L.Callback):
         """Close the record file: Lightning calls no `teardown` then, and the file must not stay locked."""
         self.teardown(trainer, pl_module, "fit")
 
+    @property
+    def state_key(self) -> str:
+        """Tells several of these callbacks apart in a checkpoint."""
+        settings = self.monitor.settings
+        key: str = self._generate_state_key(
+            layers=settings.layers, positions=settings.positions, probes=sorted(self.monitor.probes)
+        )
+        return key
+
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers and strings for the checkpoint."""
         return self.monitor.state_dict()
@@ -94,7 +105,9 @@ class GeometryCallback(L.Callback):
             return
         row = self.monitor.log_row(records)
         # Not through self.log: it reaches loggers on the log_every_n_steps grid only, and repeats what it was given.
-        trainer.callback_metrics.update({key: torch.tensor(value) for key, value in row.items()})
+        # What has no value is NaN there, which ModelCheckpoint ranks last: an old value would be taken for a new one.
+        missing = {f"{self.monitor.log_key(record)}/{name}": math.nan for record in records for name in record.reasons}
+        trainer.callback_metrics.update({key: torch.tensor(value) for key, value in (missing | row).items()})
         rank_me = {key: value for key, value in row.items() if key.endswith("/rankme")}
         trainer.progress_bar_metrics.update(rank_me)
         if trainer.is_global_zero:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 Layers = int | str | Sequence[int | str]
 
@@ -83,6 +83,25 @@ def submodule(root: nn.Module, name: str, argument: str = "layers") -> nn.Module
     near = difflib.get_close_matches(name, modules, n=5, cutoff=0.4)
     hint = f"did you mean {', '.join(map(repr, near))}?" if near else f"it has {', '.join(list(modules)[1:6])}, …"
     raise ValueError(f"{argument}={name!r} is no submodule of {type(root).__name__}: {hint}")
+
+
+def vocabulary_of(language_model: Any) -> int | None:
+    """How many token ids the model knows, or None where its embedding does not say."""
+    # PEFT's wrappers of an embedding hide num_embeddings, but not the weight.
+    weight = getattr(language_model.get_input_embeddings(), "weight", None)
+    return int(weight.shape[0]) if isinstance(weight, Tensor) and weight.ndim == 2 else None
+
+
+def is_rotary(module: nn.Module) -> bool:
+    """Whether this computes rotary position embeddings, told by its class as Transformers names it."""
+    return "RotaryEmbedding" in type(module).__name__
+
+
+def longest_of(language_model: Any) -> int | None:
+    """Tokens that the table of learned positions reaches; None for rotary positions, which do not end."""
+    if any(is_rotary(child) for child in language_model.modules()):
+        return None
+    return getattr(language_model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def backbone_of(language_model: Any) -> nn.Module:

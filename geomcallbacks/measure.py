@@ -57,8 +57,11 @@ class Settings:
         object.__setattr__(self, "alpha_window", check_window(self.alpha_window))
         if self.precision not in ("training", "fp32", "bf16"):
             raise ValueError(f"precision={self.precision!r} is unknown: give 'training', 'fp32' or 'bf16'")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size}: give a positive number of rows")
+        if not isinstance(self.batch_size, int) or self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size!r}: give a positive number of rows")
+        for layer in self.layers if isinstance(self.layers, (list, tuple)) else [self.layers]:
+            if not isinstance(layer, (int, str)) or isinstance(layer, bool):
+                raise ValueError(f"layers={self.layers!r} is no layer: give a number, a submodule's name, or a list")
 
     def reader(self, model: nn.Module) -> Reader:
         """What is called and read of this model."""
@@ -118,6 +121,12 @@ def check_fit(model: nn.Module, probes: dict[str, ProbeSet], settings: Settings)
             raise ValueError(
                 f"probe {label!r} holds token id {probe.max_token_id}, and the model's vocabulary ends at"
                 f" {reader.vocabulary - 1}: build the probe with the model's own tokenizer"
+            )
+        longest = int(probe.lengths_n.max())
+        if reader.longest is not None and longest > reader.longest:  # on CUDA, reading past it ends the process
+            raise ValueError(
+                f"probe {label!r} has a row of {longest} tokens, and the model has {reader.longest} positions: build"
+                f" the probe with max_length={reader.longest}"
             )
         with leave_no_trace(reader.called), settings.autocast(device_of(reader.called)):
             features, _ = reader.read(probe.batches(1)[-1], settings.positions)

@@ -74,7 +74,9 @@ def rankme_garrido(singular_values: SpectrumLike, eps: float = 0.0) -> Tensor:
     return _entropy_rank(_as_spectrum(singular_values), eps)
 
 
-def alpha_req(eigenvalues: SpectrumLike, window: tuple[int, int] = DEFAULT_WINDOW) -> tuple[Tensor, Tensor]:
+def alpha_req(
+    eigenvalues: SpectrumLike, window: tuple[int, int] = DEFAULT_WINDOW, floor: Tensor | float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Decay exponent α of the eigenspectrum, λᵢ ∝ i^−α, and the R² of the fit.
 
     α minimises Σ (1/i)(ln λᵢ − a + α ln i)² over the ranks of the window (α-ReQ, Agrawal et al. 2022; the weights
@@ -84,6 +86,7 @@ def alpha_req(eigenvalues: SpectrumLike, window: tuple[int, int] = DEFAULT_WINDO
         eigenvalues: (r,) descending eigenvalues of the centred covariance.
         window: first and last rank of the fit, 1-based and inclusive. α is never comparable across windows. The
             official code of Li et al. 2025 fits ranks 12 to 100; most others, and this default, 11 to 100.
+        floor: eigenvalues up to this are round-off too, as `Spectrum.floor` says of features in low precision.
 
     Returns:
         (α, R²), 0-d float64 tensors; both NaN when the window reaches eigenvalues that are round-off, R² alone NaN
@@ -105,7 +108,7 @@ def alpha_req(eigenvalues: SpectrumLike, window: tuple[int, int] = DEFAULT_WINDO
     slope = (weight * (x - x_mean) * (y - y_mean)).sum() / (weight * (x - x_mean) ** 2).sum()
     residual = y - y_mean - slope * (x - x_mean)
     r2 = 1.0 - residual.square().sum() / (y - y.mean()).square().sum()
-    supported = numerical_rank(spectrum) >= high
+    supported = numerical_rank(spectrum, floor) >= high
     # What round-off alone makes of equal eigenvalues has no line to explain: R² would be any number down to -inf.
     flat = values[0] - values[-1] <= values[0] * len(spectrum) * torch.finfo(spectrum.dtype).eps
     nothing = torch.full_like(slope, torch.nan)
@@ -136,10 +139,11 @@ def top_share(eigenvalues: SpectrumLike, k: int) -> Tensor:
     return spectrum[:k].sum() / spectrum.sum()
 
 
-def numerical_rank(eigenvalues: SpectrumLike) -> Tensor:
-    """How many eigenvalues stand above round-off, λᵢ > λ₁ · r · 2⁻⁵² (as a 0-d integer tensor)."""
+def numerical_rank(eigenvalues: SpectrumLike, floor: Tensor | float = 0.0) -> Tensor:
+    """How many eigenvalues stand above round-off, λᵢ > λ₁ · r · 2⁻⁵² and λᵢ > floor (as a 0-d integer tensor)."""
     spectrum = _as_spectrum(eigenvalues)
-    return (spectrum > spectrum[0] * len(spectrum) * torch.finfo(spectrum.dtype).eps).sum()
+    solver = spectrum[0] * len(spectrum) * torch.finfo(spectrum.dtype).eps
+    return ((spectrum > solver) & (spectrum > floor)).sum()
 
 
 def describe(spectrum: Spectrum, window: tuple[int, int]) -> tuple[dict[str, float | None], dict[str, str]]:
@@ -153,7 +157,7 @@ def describe(spectrum: Spectrum, window: tuple[int, int]) -> tuple[dict[str, flo
     values = spectrum.eigenvalues
     alpha = torch.full((2,), torch.nan, dtype=torch.float64, device=values.device)
     if window[1] <= len(values):
-        alpha = torch.stack(alpha_req(values, window))
+        alpha = torch.stack(alpha_req(values, window, spectrum.floor))
     numbers = torch.stack(
         [
             rankme(values),
@@ -166,7 +170,7 @@ def describe(spectrum: Spectrum, window: tuple[int, int]) -> tuple[dict[str, flo
             top_share(values, 10),
             values.sum(),
             spectrum.mean_norm.to(values.device),
-            numerical_rank(values).to(torch.float64),
+            numerical_rank(values, spectrum.floor).to(torch.float64),
         ]
     ).tolist()
     rank = int(numbers.pop())

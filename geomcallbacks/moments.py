@@ -26,11 +26,13 @@ class Moments:
         self.count = 0
         self.mean = torch.zeros(d, dtype=torch.float64, device=device)
         self.m2 = torch.zeros(d, d, dtype=torch.float64, device=device)
+        self.eps = 0.0  # of the coarsest dtype that rows came in
 
     def update(self, rows_nd: Tensor, origin_n: Tensor | None = None) -> None:
         """Add rows (n, d) of any floating dtype; where they came from is not kept."""
         if len(rows_nd) == 0:
             return
+        self.eps = max(self.eps, torch.finfo(rows_nd.dtype).eps)
         rows_nd = rows_nd.to(self.mean.device).to(torch.float64)
         mean = rows_nd.mean(0)
         centred_nd = rows_nd - mean
@@ -38,14 +40,18 @@ class Moments:
 
     def merge(self, other: Moments) -> None:
         """Add the rows that `other` has seen; `other` stays as it is."""
+        self.eps = max(self.eps, other.eps)
         self._combine(other.count, other.mean.to(self.mean.device), other.m2.to(self.mean.device))
 
     def all_reduce(self) -> None:
         """Make every process of the default group hold the moments of all processes' rows together."""
         counts = torch.tensor([self.count], dtype=torch.float64, device=self.mean.device)
+        coarsest = torch.tensor([self.eps], dtype=torch.float64, device=self.mean.device)
         weighted = self.mean * self.count
         dist.all_reduce(counts)
+        dist.all_reduce(coarsest, dist.ReduceOp.MAX)  # a process without rows knows no dtype
         dist.all_reduce(weighted)
+        self.eps = float(coarsest.item())
         total = int(counts.item())
         mean = weighted / max(total, 1)
         delta = self.mean - mean
@@ -75,6 +81,11 @@ class Rows:
         self.d = d
         self._rows: list[Tensor] = []
         self._origin: list[Tensor] = []
+
+    @property
+    def eps(self) -> float:
+        """Of the dtype that the rows came in."""
+        return max(torch.finfo(rows.dtype).eps for rows in self._rows)
 
     @property
     def count(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,10 @@ class GeometryMonitor:
     ) -> None:
         if on_error not in ("warn", "raise"):
             raise ValueError(f"on_error={on_error!r} is unknown: give 'warn' or 'raise'")
+        if not isinstance(schedule, Schedule):
+            raise ValueError(f"schedule={schedule!r} is none: give a Schedule, such as Schedule(every=100)")
+        if total_steps is not None and total_steps < 0:
+            raise ValueError(f"total_steps={total_steps}: give the number of updates of the run, or None")
         self.settings = Settings(layers, positions, alpha_window, precision, module, forward, batch_size, intervals)
         self.probes = _labelled(probe)
         for label, rows in self.probes.items():
@@ -87,6 +91,7 @@ class GeometryMonitor:
         self._writer: RecordWriter | None = None
         self._started = False
         self.resumed_from = 0  # update of the checkpoint that `load_state_dict` was given
+        self.run_id: str | None = None  # of the run that goes on, from its checkpoint
         self._last_measured: int | None = None
         self._last_call: tuple[int, float] | None = None
         self._warned: set[str] = set()
@@ -108,14 +113,17 @@ class GeometryMonitor:
         self.close()
         if total_steps is not None:
             self.total_steps = total_steps
+        if step == 0:
+            self.run_id = None
         for message in check_fit(model, self.probes, self.settings):
-            self._warn_once(message, message)
+            if rank() == 0:
+                self._warn_once(message, message)
         self._ledger = Ledger(self.schedule.budget)
         # A checkpoint is written after its update was measured, if that was due.
         self._last_measured = step if step > 0 else None
         self._last_call, self._started = (step, time.perf_counter()), True
-        if self.path is not None and rank() == 0:
-            self._writer = RecordWriter(self.path, step, self._header())
+        self._to_file(lambda: self._open(step))
+        self.run_id = self._writer.run_id if self._writer is not None else None
 
     def step(
         self, model: nn.Module, step: int, *, tokens: int | None = None, last: bool = False
@@ -140,7 +148,8 @@ class GeometryMonitor:
             if last or self.schedule.is_fixed(step, self.total_steps) or self._within_budget(model):
                 records = self.measure(model, step, tokens=tokens)
             elif self._writer is not None:
-                self._writer.skip(step, "budget")
+                writer = self._writer
+                self._to_file(lambda: writer.skip(step, "budget"))
         self._last_call = (step, time.perf_counter())
         return records
 
@@ -152,21 +161,20 @@ class GeometryMonitor:
         self._last_measured = step
         if tokens is None and self.tokens_per_update is not None:
             tokens = step * self.tokens_per_update
-        try:
-            records = []
-            for label, probe in self.probes.items():
+        records: list[GeometryRecord] = []
+        for label, probe in self.probes.items():
+            try:
                 records += measure_probe(model, label, probe, self.settings, step=step, tokens=tokens)
                 self._keep_batch_size(records[-1])
-            self._write(step, records)
-        except Exception as error:
-            if self.on_error == "raise":
-                raise
-            cause = f"{type(error).__name__}: {error}"
-            self._warn_once(cause, f"geometry was not measured at step {step} ({cause}); training goes on")
-            return []
-        finally:
-            fixed = self.schedule.is_fixed(step, self.total_steps)
-            self._ledger.measured(time.perf_counter() - begin, fixed)
+            except Exception as error:
+                if self.on_error == "raise":
+                    raise
+                kind = type(error).__name__
+                # Once for each kind: messages carry sizes and addresses, and would differ at every measurement.
+                self._warn_once(kind, f"geometry was not measured at step {step} ({kind}: {error}); training goes on")
+        self._to_file(lambda: self._write_spectra(step, records))
+        self._to_file(lambda: self._write_lines(records))
+        self._ledger.measured(time.perf_counter() - begin, self.schedule.is_fixed(step, self.total_steps))
         return records
 
     def log_key(self, record: GeometryRecord) -> str:
@@ -189,7 +197,7 @@ class GeometryMonitor:
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers and strings for a checkpoint: the update it is of, and what is measured on."""
         step = self.resumed_from if self._last_call is None else self._last_call[0]
-        return {"step": step, "probes": {k: p.fingerprint for k, p in self.probes.items()}}
+        return {"step": step, "run_id": self.run_id, "probes": {k: p.fingerprint for k, p in self.probes.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint: the record file is continued, not begun anew.
@@ -200,12 +208,12 @@ class GeometryMonitor:
         now = {label: rows.fingerprint for label, rows in self.probes.items()}
         if state["probes"] != now:
             raise ValueError(f"the run was measured on probes {state['probes']}, and now has {now}: give it the same")
-        self.resumed_from = int(state["step"])
+        self.resumed_from, self.run_id = int(state["step"]), state.get("run_id")
 
     def close(self) -> None:
         """Close the record file. Closing twice is harmless."""
         if self._writer is not None:
-            self._writer.close()
+            self._to_file(self._writer.close)
         self._writer, self._started, self.resumed_from = None, False, 0
 
     @property
@@ -219,22 +227,37 @@ class GeometryMonitor:
             return allowed
         return first_decides(allowed, device_of(model))  # clocks differ between processes
 
+    def _to_file(self, write: Callable[[], None]) -> None:
+        """A full disk costs lines of the file, not the run; and not the numbers, which all processes must share."""
+        try:
+            write()
+        except OSError as error:
+            if self.on_error == "raise":
+                raise
+            self._warn_once("file", f"{self.record_path} could not be written ({error}); training goes on without")
+
     def _keep_batch_size(self, record: GeometryRecord) -> None:
         if record.batch_size < self.settings.batch_size:
             self.settings = replace(self.settings, batch_size=record.batch_size)
             self._warn_once("memory", f"the probe ran out of memory: batch_size is now {record.batch_size}")
 
-    def _write(self, step: int, records: list[GeometryRecord]) -> None:
-        if self._writer is None:
-            return
+    def _write_spectra(self, step: int, records: list[GeometryRecord]) -> None:
         kept = {f"{r.probe}/{r.layer}": r.eigenvalues for r in records if r.eigenvalues is not None}
-        if self.spectra and kept:
-            file = self._writer.write_spectra(step, kept)
-            for record in records:
-                key = f"{record.probe}/{record.layer}"
-                record.spectrum = (file, key) if key in kept else None
+        if self._writer is None or not self.spectra or not kept:
+            return
+        file = self._writer.write_spectra(step, kept)
         for record in records:
-            self._writer.write(record)
+            key = f"{record.probe}/{record.layer}"
+            record.spectrum = (file, key) if key in kept else None
+
+    def _write_lines(self, records: list[GeometryRecord]) -> None:
+        if self._writer is not None:
+            for record in records:
+                self._writer.write(record)
+
+    def _open(self, step: int) -> None:
+        if self.path is not None and rank() == 0:
+            self._writer = RecordWriter(self.path, step, self._header(), self.run_id)
 
     def _header(self) -> dict[str, Any]:
         settings = {key: value for key, value in vars(self.settings).items() if key != "forward"}
@@ -252,7 +275,7 @@ class GeometryMonitor:
 
 
 def _labelled(probe: ProbeSet | Mapping[str, ProbeSet]) -> dict[str, ProbeSet]:
-    probes = {"probe": probe} if isinstance(probe, ProbeSet) else dict(probe)
+    probes = dict(probe) if isinstance(probe, Mapping) else {"probe": probe}
     if not probes:
         raise ValueError("probe={} measures nothing: give a ProbeSet, or several by label")
     for label, rows in probes.items():

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import uuid
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,6 +83,10 @@ class GeometryRecord:
         return flat | {name: self.metrics.get(name) for name in METRIC_NAMES}
 
 
+#: Writers of this process by file. A run that was interrupted (a notebook's stop button) still holds its lock.
+_OPEN: weakref.WeakValueDictionary[Path, RecordWriter] = weakref.WeakValueDictionary()
+
+
 class RecordWriter:
     """Appends to a run's record file, which it keeps locked against other writers for as long as it is open.
 
@@ -95,9 +100,10 @@ class RecordWriter:
         OSError: the folder cannot be made or written.
     """
 
-    def __init__(self, path: str | Path, step: int, header: Mapping[str, Any]) -> None:
-        self.run_id = uuid.uuid4().hex[:12]
-        self.path, self._file = _open_locked(Path(path), resume=step > 0)
+    def __init__(self, path: str | Path, step: int, header: Mapping[str, Any], run_id: str | None = None) -> None:
+        self.run_id = run_id or uuid.uuid4().hex[:12]
+        self.path, self._file = _open_locked(Path(path), step > 0, run_id)
+        _OPEN[self.path.resolve()] = self
         _end_torn_line(self.path, self._file)
         self._write(
             {"kind": "header", "schema": SCHEMA, "run_id": self.run_id, "resumed_from": step if step > 0 else None}
@@ -206,19 +212,37 @@ def read_spectra(path: str | Path, record: Mapping[str, Any]) -> torch.Tensor:
     return load_file(str(Path(path).parent / file))[key]
 
 
-def _open_locked(path: Path, resume: bool) -> tuple[Path, Any]:
+def _open_locked(path: Path, resume: bool, run_id: str | None) -> tuple[Path, Any]:
+    """The file of the run that goes on, or the next free name: a new run, or one that has left no file here."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    number = max(_numbers(path), default=1) if resume else 1
+    names = [path] + [path.with_name(f"{path.stem}-{k}{path.suffix}") for k in range(2, max(_numbers(path)) + 1)]
+    # A checkpoint that does not say which run it is of: the last file is the one that goes on.
+    for candidate in reversed(names) if resume else ():
+        if candidate.exists() and (run_id is None or _holds(candidate, run_id)):
+            if run_id is not None and candidate.resolve() in _OPEN:
+                _OPEN[candidate.resolve()].close()
+            file = candidate.open("a", encoding="utf-8")
+            if _lock(file):
+                return candidate, file
+            file.close()
+    number = 1
     while True:
         candidate = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
         number += 1
-        if candidate.exists() and candidate.stat().st_size > 0 and not resume:
+        if candidate.exists() and candidate.stat().st_size > 0:
             continue
         file = candidate.open("a", encoding="utf-8")
         # Another run may have begun the file between the look and the lock.
-        if _lock(file) and (resume or file.tell() == 0):
+        if _lock(file) and file.tell() == 0:
             return candidate, file
         file.close()
+
+
+def _holds(path: Path, run_id: str) -> bool:
+    try:
+        return any(line.get("run_id") == run_id for line in read_lines(path))
+    except ValueError:
+        return False
 
 
 def _numbers(path: Path) -> list[int]:

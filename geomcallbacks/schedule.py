@@ -39,8 +39,8 @@ class Schedule:
             )
         if self.per_decade < 0:
             raise ValueError(f"per_decade={self.per_decade}: give 0 or a positive number of measurements per tenfold")
-        if any(step < 0 for step in self.at):
-            raise ValueError(f"at={self.at}: updates are counted from 0")
+        if any(step != int(step) or step < 0 for step in self.at):
+            raise ValueError(f"at={self.at}: updates are whole numbers, counted from 0")
         if self.budget is not None and not 0.0 < self.budget <= 1.0:
             raise ValueError(f"budget={self.budget}: give a share of the training time between 0 and 1, or None")
 
@@ -52,8 +52,6 @@ class Schedule:
         """Whether the weights after `step` updates are measured, in a run of `total` updates (None: unknown)."""
         if self.is_fixed(step, total):
             return True
-        if total is not None and step > total:
-            return False
         every = self.every
         if every is None and total is not None:
             every = max(1, total // _MEASUREMENTS_PER_RUN)

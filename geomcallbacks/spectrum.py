@@ -26,6 +26,7 @@ class Spectrum:
             one row, all zero for rows that are equal.
         singular_values: (min(n, d),) descending, float64; of the uncentred feature matrix.
         mean_norm: 0-d, the Euclidean norm of the mean row.
+        floor: 0-d, the eigenvalue up to which there may be nothing but the rounding of the features' own dtype.
         n: rows.
         d: columns.
     """
@@ -33,6 +34,7 @@ class Spectrum:
     eigenvalues: Tensor
     singular_values: Tensor
     mean_norm: Tensor
+    floor: Tensor
     n: int
     d: int
 
@@ -40,20 +42,36 @@ class Spectrum:
 def spectrum_of(store: Moments | Rows) -> Spectrum:
     """The spectrum of everything a store has seen: at least one row."""
     if isinstance(store, Rows):
-        return spectrum_of_rows(store.stacked()[0])
+        return spectrum_of_rows(store.stacked()[0], store.eps)
     uncentred_dd = torch.addr(store.m2, store.mean, store.mean, alpha=store.count)
-    return _spectrum(store.m2, uncentred_dd, store.mean, store.count, store.d)
+    mean_square_d = uncentred_dd.diagonal() / store.count
+    return _spectrum(store.m2, uncentred_dd, store.mean, _floor(mean_square_d, store.eps), store.count, store.d)
 
 
-def spectrum_of_rows(rows_nd: Tensor) -> Spectrum:
-    """The spectrum of rows (n, d), any floating dtype, n at least one."""
+def spectrum_of_rows(rows_nd: Tensor, eps: float | None = None) -> Spectrum:
+    """The spectrum of rows (n, d), any floating dtype, n at least one.
+
+    Args:
+        rows_nd: the features.
+        eps: of the dtype in which they were computed. None: that of `rows_nd`.
+    """
     n, d = rows_nd.shape
+    eps = torch.finfo(rows_nd.dtype).eps if eps is None else eps
     rows_nd = rows_nd.to(torch.float64)
     mean = rows_nd.mean(0)
-    return _spectrum(_smaller_gram(rows_nd - mean), _smaller_gram(rows_nd), mean, n, d)
+    floor = _floor(rows_nd.square().mean(0), eps)
+    return _spectrum(_smaller_gram(rows_nd - mean), _smaller_gram(rows_nd), mean, floor, n, d)
 
 
-def _spectrum(centred: Tensor, uncentred: Tensor, mean: Tensor, n: int, d: int) -> Spectrum:
+def _floor(mean_square_d: Tensor, eps: float) -> Tensor:
+    """Four times the variance eps² x²/12 that rounding gives a typical column x, the edge of noise at n = d.
+
+    The median column, since a few outlier columns put their larger rounding into as few directions.
+    """
+    return mean_square_d.median() * eps**2 / 3
+
+
+def _spectrum(centred: Tensor, uncentred: Tensor, mean: Tensor, floor: Tensor, n: int, d: int) -> Spectrum:
     """From the Gram matrices, (d, d) or (n, n), of the centred and of the uncentred rows."""
     mean_norm = mean.norm()
     eigenvalues = _descending_eigenvalues(centred)[: n - 1] / max(n - 1, 1)
@@ -66,6 +84,7 @@ def _spectrum(centred: Tensor, uncentred: Tensor, mean: Tensor, n: int, d: int) 
         eigenvalues=eigenvalues * varies,
         singular_values=torch.where(squared > error, squared, 0.0).sqrt(),
         mean_norm=mean_norm,
+        floor=floor,
         n=n,
         d=d,
     )

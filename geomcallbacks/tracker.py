@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import queue
 import threading
 import time
@@ -32,6 +33,14 @@ class TrackerQueue:
         self._queue: queue.Queue[_Job] = queue.Queue(size)
         self._thread: threading.Thread | None = None
         self._warned: set[str] = set()
+        self._stuck = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Only the size: neither thread nor lock can go to another process (strategies that spawn, deep copies)."""
+        return {"size": self._queue.maxsize}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["size"])  # type: ignore[misc]
 
     def submit(self, tracker: str, call: Callable[[], None]) -> None:
         """Have `call` made soon; returns at once. `tracker` is its name in a warning."""
@@ -39,27 +48,32 @@ class TrackerQueue:
             self._thread = threading.Thread(target=self._work, name="geomcallbacks-trackers", daemon=True)
             self._thread.start()
         try:
-            self._queue.put_nowait((tracker, call))
+            context = contextvars.copy_context()  # some trackers (trackio) keep their run in one
+            self._queue.put_nowait((tracker, lambda: context.run(call)))
         except queue.Full:
             self._warn(f"{tracker}: rows of geometry are dropped, because the tracker does not take them fast enough")
 
+    def call(self, tracker: str, call: Callable[[], None]) -> None:
+        """Make `call` here and now, for a tracker that knows one thread only; a failure costs one warning."""
+        try:
+            call()
+        except Exception as error:
+            self._warn(f"{tracker}: a row of geometry could not be logged ({type(error).__name__}: {error})")
+
     def flush(self, timeout: float = 10.0) -> None:
-        """Wait until all calls are made, but no longer than `timeout` seconds; then warn."""
-        deadline = time.monotonic() + timeout
+        """Wait until all calls are made, but no longer than `timeout` seconds, and only once so long; then warn."""
+        deadline = time.monotonic() + (0.0 if self._stuck else timeout)
         while self._queue.unfinished_tasks and time.monotonic() < deadline:
             time.sleep(0.005)
-        if self._queue.unfinished_tasks:
+        self._stuck = self._queue.unfinished_tasks > 0
+        if self._stuck:
             self._warn(f"a tracker has not taken {self._queue.unfinished_tasks} rows of geometry in {timeout:g} s")
 
     def _work(self) -> None:
         while True:
             tracker, call = self._queue.get()
-            try:
-                call()
-            except Exception as error:
-                self._warn(f"{tracker}: a row of geometry could not be logged ({type(error).__name__}: {error})")
-            finally:
-                self._queue.task_done()
+            self.call(tracker, call)
+            self._queue.task_done()
 
     def _warn(self, message: str) -> None:
         key = message.split("(")[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import json
 import os
 from pathlib import Path
@@ -13,12 +14,13 @@ import torch
 import wandb
 import wandb_file
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import integration_utils
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
-from geomcallbacks import Schedule, read_records
+from geomcallbacks import GeometryMonitor, Schedule, read_records
 from geomcallbacks.hf import GeometryCallback
 from geomcallbacks.hidden import leave_no_trace
 from geomcallbacks.metrics import METRIC_NAMES
@@ -218,6 +220,14 @@ def test_a_row_is_printed(tmp_path, capsys):
     ]
 
 
+def test_each_curve_is_printed_on_a_line_of_its_own(tmp_path, capsys):
+    trainer(tmp_path, [callback(layers=[1, -1])], max_steps=1).train()
+    lines = [line for line in capsys.readouterr().out.splitlines() if "geometry/" in line]
+    assert [sorted(key.split("/")[2] for key in ast.literal_eval(line) if "/" in key) for line in lines] == [
+        [layer] * 3 for layer in ("layer1", "layer3")
+    ] * 2
+
+
 def test_gradient_accumulation_does_not_measure_twice(tmp_path):
     trainer(tmp_path, [callback(schedule=Schedule(every=1, per_decade=0))]).train()
     assert [record["step"] for record in read_records(tmp_path / "geometry.jsonl")] == list(range(UPDATES + 1))
@@ -280,6 +290,49 @@ def test_resumed_run_goes_on_in_the_same_file(tmp_path):
     records = read_records(tmp_path / "geometry.jsonl")
     assert [record["step"] for record in records] == [0, 2, 4, 6]
     assert not (tmp_path / "geometry-2.jsonl").exists()
+
+
+def test_run_that_was_interrupted_is_resumed_in_its_own_file(tmp_path):
+    """In one process, as after a notebook's stop button, with an accidental restart in between."""
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 5:
+                raise KeyboardInterrupt
+
+    saving = dict(save_strategy="steps", save_steps=3)
+    interrupted = trainer(tmp_path, [callback(), Stop()], **saving)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.train()
+    trainer(tmp_path, [callback()], max_steps=2, save_strategy="no").train()
+    trainer(tmp_path, [callback()], **saving).train(resume_from_checkpoint=True)
+    assert [record["step"] for record in read_records(tmp_path / "geometry.jsonl")] == [0, 2, 4, 6]
+    assert [record["step"] for record in read_records(tmp_path / "geometry-2.jsonl")] == [0, 2]
+    assert not (tmp_path / "geometry-3.jsonl").exists()
+
+
+def test_two_callbacks_in_one_trainer_keep_their_files_apart(tmp_path):
+    saving = dict(save_strategy="steps", save_steps=3)
+    both = lambda: [callback(layers=1), callback(layers=2)]
+    trainer(tmp_path, both(), **saving).train()
+    trainer(tmp_path, both(), **saving).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    for name, layer in (("geometry.jsonl", "layer1"), ("geometry-2.jsonl", "layer2")):
+        records = read_records(tmp_path / name)
+        assert [(record["step"], record["layer"]) for record in records] == [(step, layer) for step in (0, 2, 4, 6)]
+
+
+def test_adapted_embeddings_are_read(tmp_path):
+    """LoRA on the embedding, and trainable tokens: PEFT wraps it then."""
+    tokens = dict(target_modules=["query_key_value"], trainable_token_indices=[3])
+    for settings in (dict(target_modules=["embed_in"]), tokens):
+        model = get_peft_model(tiny.model(), LoraConfig(r=2, **settings))
+        [record] = GeometryMonitor(tiny.probe(), alpha_window=tiny.WINDOW, on_error="raise").measure(model, 0)
+        assert record.metrics["rankme"] > 1
+
+
+def test_a_callback_can_be_copied():
+    """As hyperparameter search and spawning strategies do."""
+    assert copy.deepcopy(callback()).monitor.settings == callback().monitor.settings
 
 
 def test_a_new_run_takes_the_next_free_name(tmp_path):

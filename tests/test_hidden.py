@@ -479,6 +479,19 @@ def test_dropout_is_off_while_measuring(mixed: nn.Module) -> None:
         assert torch.equal(feature_nd, in_evaluation[label])
 
 
+def test_frequencies_of_dynamic_rope_are_put_back() -> None:
+    """A row longer than any before makes it recompute them, and without care keep them."""
+    model = tiny.model("llama", rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4})
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    long = ProbeSet.from_token_ids(torch.randint(3, tiny.VOCABULARY, (4, 100)))
+    reader = Reader(model)
+    with leave_no_trace(reader.called):
+        reader.read(long.batches(4)[0], "last")
+        assert not torch.equal(model.model.rotary_emb.inv_freq, before["model.rotary_emb.inv_freq"])
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+    assert model.model.rotary_emb.max_seq_len_cached == 64
+
+
 def test_no_trace_after_an_exception(mixed: nn.Module) -> None:
     def fail(module: nn.Module, args: object) -> None:
         torch.rand(3)

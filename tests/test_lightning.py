@@ -273,6 +273,42 @@ def test_bf16_trainer_is_measured_under_its_precision(tmp_path):
     assert mixed["rankme"] == pytest.approx(full["rankme"], rel=2e-2)
 
 
+def test_stop_that_must_wait_for_min_epochs_does_not_measure_every_update(tmp_path):
+    L.seed_everything(1, verbose=False)
+    stop = EarlyStopping("val/loss", stopping_threshold=1e9, mode="min")
+    far = callback(schedule=Schedule(every=1000, per_decade=0))
+    made = trainer(tmp_path, [stop, far], max_steps=-1, min_epochs=3, max_epochs=9)
+    made.fit(Module(), loader(), loader(shuffle=False))
+    assert steps(tmp_path) == [0, 18]
+
+
+def test_two_callbacks_in_one_trainer_are_told_apart_in_its_checkpoint(tmp_path):
+    keep = lambda: ModelCheckpoint(tmp_path, every_n_train_steps=3, save_top_k=-1, filename="{step}")
+    both = lambda: [callback(layers=1), callback(layers=2), keep()]
+    fit(tmp_path, both())
+    fit(tmp_path, both(), ckpt_path=tmp_path / "step=3.ckpt")
+    for name, layer in (("geometry.jsonl", "layer1"), ("geometry-2.jsonl", "layer2")):
+        records = read_records(tmp_path / name)
+        assert [(record["step"], record["layer"]) for record in records] == [(step, layer) for step in (0, 2, 4, 6)]
+
+
+def test_metric_without_a_value_is_nan_for_other_callbacks(tmp_path):
+    class Breaks(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *rest):
+            if trainer.global_step == 5:
+                pl_module.network.gpt_neox.final_layer_norm.weight.data.fill_(float("nan"))
+
+    made, _ = fit(tmp_path, [Breaks(), callback()])
+    assert read_records(tmp_path / "geometry.jsonl")[-1]["rankme"] is None
+    assert made.callback_metrics["geometry/rankme"].isnan()
+
+
+def test_fast_dev_run_leaves_no_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fit(tmp_path, [callback()], fast_dev_run=True)
+    assert list(tmp_path.rglob("geometry*")) == []
+
+
 def test_rank_me_is_in_the_progress_bar(tmp_path):
     made, _ = fit(tmp_path, [callback()])
     assert made.progress_bar_metrics["geometry/rankme"] == read_records(tmp_path / "geometry.jsonl")[-1]["rankme"]

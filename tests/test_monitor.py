@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import reference
@@ -469,8 +470,91 @@ def test_out_of_memory_of_single_rows_is_a_failure() -> None:
 def test_unwritable_record_does_not_end_training(tmp_path: Path) -> None:
     (tmp_path / "g-spectra").write_text("a file where the folder is to be")
     watch = monitor(on_error="warn", path=tmp_path / "g.jsonl")
-    with pytest.warns(UserWarning, match=r"not measured at step 0 \(FileExistsError"):
-        watch.measure(tiny.model(), 0)
+    with pytest.warns(UserWarning, match=r"g\.jsonl could not be written \(.*training goes on without"):
+        records = watch.measure(tiny.model(), 0)
+    watch.close()
+    assert records[0].metrics["rankme"] == read_records(tmp_path / "g.jsonl")[0]["rankme"]
+    assert records[0].spectrum is None
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_full_disk_costs_lines_of_the_file_and_nothing_else(tmp_path: Path) -> None:
+    watch, model = monitor(on_error="warn", path=tmp_path / "g.jsonl", spectra=False), tiny.model()
+    watch.step(model, 0)
+    watch._writer._file = open("/dev/full", "a")  # noqa: SIM115
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        records = [watch.measure(model, step) for step in (1, 2)]
+        watch.close()
+    assert [len(found) for found in records] == [1, 1]
+    assert len(caught) == 1
+    assert "No space left" in str(caught[0].message)
+
+
+def test_folder_that_cannot_be_made_costs_the_file(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a file where the folder is to be")
+    watch = monitor(on_error="warn", path=tmp_path / "a" / "g.jsonl")
+    with pytest.warns(UserWarning, match="could not be written"):
+        assert len(watch.step(tiny.model(), 0)) == 1
+
+
+def test_failing_probe_leaves_the_others_their_records(tmp_path: Path) -> None:
+    def forward(model: torch.nn.Module, ids_bt: torch.Tensor, mask_bt: torch.Tensor) -> Any:
+        if ids_bt.shape[1] > 20:
+            raise KeyError(f"no {ids_bt.data_ptr()}")  # a message that differs each time
+        return model(input_ids=ids_bt, attention_mask=mask_bt)
+
+    probes = {"a": tiny.probe(), "b": tiny.probe(t=30), "c": tiny.probe(seed=5)}
+    model = tiny.model()
+    watch = GeometryMonitor(probes, alpha_window=tiny.WINDOW, forward=forward, path=tmp_path / "g.jsonl")
+    with pytest.warns(UserWarning, match="KeyError") as caught:
+        found = [[record.probe for record in watch.measure(model, step)] for step in range(3)]
+    watch.close()
+    assert found == [["a", "c"]] * 3
+    assert len([w for w in caught if "KeyError" in str(w.message)]) == 1
+    assert [record["probe"] for record in read_records(tmp_path / "g.jsonl")] == ["a", "c"] * 3
+
+
+def test_learned_positions_that_the_probe_outgrows_are_refused() -> None:
+    watch = GeometryMonitor(tiny.probe(t=70), alpha_window=tiny.WINDOW)
+    with pytest.raises(ValueError, match=r"row of \d+ tokens.*64 positions.*max_length=64"):
+        watch.start(tiny.model("gpt2"))
+    watch.start(tiny.model("llama"))  # rotary positions do not end
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"schedule": None}, "schedule=None"),
+        ({"batch_size": "8"}, "batch_size='8'"),
+        ({"layers": 1.5}, "layers=1.5"),
+        ({"layers": [[0]]}, r"layers=\[\[0\]\]"),
+        ({"total_steps": -1}, "total_steps=-1"),
+    ],
+)
+def test_settings_of_the_wrong_kind_are_refused_at_construction(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        monitor(**settings)
+
+
+def test_resuming_goes_on_in_the_run_s_own_file_not_in_the_last(tmp_path: Path) -> None:
+    """Two runs in one folder, as W&B's logger gives them under Lightning; the first is resumed."""
+    path, model = tmp_path / "g.jsonl", tiny.model()
+    first, second = (monitor(path=path, schedule=Schedule(every=2, per_decade=0)) for _ in range(2))
+    for watch, end in ((first, 4), (second, 8)):
+        for step in range(end + 1):
+            watch.step(model, step)
+        state = watch.state_dict()
+        if watch is first:
+            saved = state
+        watch.close()
+    resumed = monitor(path=path, schedule=Schedule(every=2, per_decade=0))
+    resumed.load_state_dict(saved)
+    for step in range(5, 7):
+        resumed.step(model, step)
+    resumed.close()
+    assert [record["step"] for record in read_records(path)] == [0, 2, 4, 6]
+    assert [record["step"] for record in read_records(tmp_path / "g-2.jsonl")] == [0, 2, 4, 6, 8]
 
 
 # --- runs ---------------------------------------------------------------------------------------------------------

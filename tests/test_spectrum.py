@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from geomcallbacks import metrics
 from geomcallbacks.moments import Moments, Rows
 from geomcallbacks.spectrum import spectrum_of, spectrum_of_rows
 
@@ -88,3 +89,20 @@ def test_one_row() -> None:
 def test_equal_rows_have_an_exactly_zero_spectrum(n: int, value: float) -> None:
     spectrum = spectrum_of_rows(torch.full((n, 8), value, dtype=torch.float32))
     assert (spectrum.eigenvalues == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("n", [600, 60])
+def test_round_off_of_the_features_own_dtype_has_no_alpha(dtype: torch.dtype, n: int) -> None:
+    """Five directions and a mean: what lies behind the fifth is what the dtype rounded away."""
+    generator = torch.Generator().manual_seed(0)
+    exact_nd = torch.randn(n, 5, generator=generator) @ torch.randn(5, 64, generator=generator) + 100.0
+    full_nd = torch.randn(n, 64, generator=generator) + 1.0
+    moments = Moments(64)
+    moments.update(exact_nd.to(dtype))
+    for spectrum in (spectrum_of_rows(exact_nd.to(dtype)), spectrum_of(moments)):
+        values, reasons = metrics.describe(spectrum, (7, 40))
+        assert values["alpha_req"] is values["alpha_req_r2"] is None
+        assert reasons["alpha_req"] == "ranks 7 to 40 reach past the rank 5 of the data"
+        assert values["rankme"] == pytest.approx(3.9, abs=1.0)  # what has no alpha has a rank all the same
+    assert metrics.describe(spectrum_of_rows(full_nd.to(dtype)), (7, 40))[1] == {}

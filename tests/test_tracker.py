@@ -98,3 +98,16 @@ def test_each_broken_tracker_is_named() -> None:
             queue.submit(name, fail)
         queue.flush()
     assert [str(w.message).split(":")[0] for w in caught] == ["one", "two"]
+
+
+def test_a_tracker_that_hangs_is_waited_for_once() -> None:
+    queue, release = TrackerQueue(), threading.Event()
+    try:
+        queue.submit("slow", release.wait)
+        with pytest.warns(UserWarning, match="has not taken 1 rows"):
+            queue.flush(timeout=0.1)
+        begin = time.monotonic()
+        queue.flush(timeout=60)
+        assert time.monotonic() - begin < 5
+    finally:
+        release.set()
