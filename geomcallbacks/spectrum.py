@@ -60,7 +60,7 @@ def spectrum_of_rows(rows_nd: Tensor, eps: float | None = None) -> Spectrum:
     rows_nd = rows_nd.to(torch.float64)
     mean = rows_nd.mean(0)
     floor = _floor(rows_nd.square().mean(0), eps)
-    return _spectrum(_smaller_gram(rows_nd - mean), _smaller_gram(rows_nd), mean, floor, n, d)
+    return _spectrum(*_smaller_grams(rows_nd - mean, mean), mean, floor, n, d)
 
 
 def _floor(mean_square_d: Tensor, eps: float) -> Tensor:
@@ -90,9 +90,18 @@ def _spectrum(centred: Tensor, uncentred: Tensor, mean: Tensor, floor: Tensor, n
     )
 
 
-def _smaller_gram(rows_nd: Tensor) -> Tensor:
-    n, d = rows_nd.shape
-    return rows_nd @ rows_nd.T if n < d else rows_nd.T @ rows_nd
+def _smaller_grams(centred_nd: Tensor, mean_d: Tensor) -> tuple[Tensor, Tensor]:
+    """The Gram matrix, (d, d) or (n, n), of the centred rows, and that of the rows with their mean added back.
+
+    The second costs no second product: it differs from the first by terms of rank one.
+    """
+    n, d = centred_nd.shape
+    if n >= d:
+        gram_dd = centred_nd.T @ centred_nd
+        return gram_dd, torch.addr(gram_dd, mean_d, mean_d, alpha=n)
+    gram_nn = centred_nd @ centred_nd.T
+    along_n = centred_nd @ mean_d
+    return gram_nn, gram_nn + along_n[:, None] + along_n[None, :] + mean_d @ mean_d
 
 
 def _descending_eigenvalues(symmetric: Tensor) -> Tensor:
