@@ -205,7 +205,7 @@ def _gather(
     """One pass over a probe, in smaller batches where memory runs out; all processes act alike."""
     notes: list[str] = []
     while True:
-        error: Exception | None = None
+        error: Exception | None = None  # drops the last attempt, whose frames hold what filled the memory
         status, layers, precision = _OK, {}, ""
         try:
             with leave_no_trace(reader.called), settings.autocast(device):

@@ -86,7 +86,8 @@ class GeometryMonitor:
         self.schedule = schedule
         self.path = None if path is None else Path(path)
         self.on_error, self.spectra = on_error, spectra
-        self.tokens_per_update, self.total_steps = tokens_per_update, total_steps
+        self.tokens_per_update = tokens_per_update
+        self.total_steps = self._total_given = total_steps
         self._ledger = Ledger(schedule.budget)
         self._writer: RecordWriter | None = None
         self._started = False
@@ -111,8 +112,7 @@ class GeometryMonitor:
             ValueError: the model and the arguments do not fit: its vocabulary, its layers, d against the window.
         """
         self.close()
-        if total_steps is not None:
-            self.total_steps = total_steps
+        self.total_steps = self._total_given if total_steps is None else total_steps
         if step == 0:
             self.run_id = None
         for message in check_fit(model, self.probes, self.settings):

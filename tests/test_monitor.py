@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -458,6 +459,24 @@ def test_out_of_memory_halves_the_batch(tmp_path: Path) -> None:
     assert (seen, later.batch_size, later.metrics) == ([4] * 16, 4, record.metrics)
 
 
+def test_memory_of_a_failed_attempt_is_free_before_the_next() -> None:
+    """An exception holds its frames, and they what filled the memory."""
+    held: list[weakref.ref[Tensor]] = []
+
+    def forward(model: nn.Module, ids_bt: Tensor, mask_bt: Tensor) -> Any:
+        assert all(reference() is None for reference in held)
+        activations = torch.ones(8)
+        if len(ids_bt) > 8:
+            held.append(weakref.ref(activations))
+            raise torch.OutOfMemoryError("injected")
+        return model(input_ids=ids_bt, attention_mask=mask_bt)
+
+    watch = monitor(batch_size=32, forward=forward)
+    with pytest.warns(UserWarning, match="batch_size is now 8"):
+        (record,) = watch.measure(tiny.model(), 0)
+    assert (len(held), record.batch_size) == (2, 8)
+
+
 def test_out_of_memory_of_single_rows_is_a_failure() -> None:
     model, watch = tiny.model(), monitor(on_error="warn", batch_size=4)
     watch.start(model)
@@ -570,6 +589,14 @@ def test_two_runs_with_one_monitor(tmp_path: Path) -> None:
         watch.close()
         watch.close()
         assert [line["step"] for line in read_records(tmp_path / name)] == [0, 1, 2]
+
+
+def test_length_of_one_run_is_not_that_of_the_next(tmp_path: Path) -> None:
+    watch, model = monitor(schedule=Schedule(every=100, per_decade=0)), tiny.model()
+    watch.start(model, total_steps=2)
+    assert [len(watch.step(model, step)) for step in range(3)] == [1, 0, 1]
+    watch.start(model)
+    assert [len(watch.step(model, step)) for step in range(3)] == [1, 0, 0]
 
 
 def test_resuming_from_a_checkpoint(tmp_path: Path) -> None:
