@@ -57,9 +57,8 @@ class GeometryCallback(TrainerCallback):
             self.monitor.path = Path(args.output_dir) / "geometry.jsonl"
         settings = self.monitor.settings
         mark = f"geomcallbacks {settings.layers} {settings.positions} {sorted(self.monitor.probes)}"
-        known = (state.stateful_callbacks or {}).get(mark)
-        if state.global_step > 0 and known:
-            self.monitor.run_id = known["attributes"]["run_id"]
+        known = state.stateful_callbacks.get(mark)  # of a resumed run
+        self.monitor.run_id = known["attributes"]["run_id"] if known else None
         with _autocast(args):
             self.monitor.start(kwargs["model"], step=state.global_step, total_steps=state.max_steps)
         # Goes into each checkpoint's trainer_state.json: which record file the run goes on in.
