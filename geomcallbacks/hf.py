@@ -55,8 +55,7 @@ class GeometryCallback(TrainerCallback):
         self._trackers = _tracking_siblings()
         if self._default_path and args.output_dir is not None:
             self.monitor.path = Path(args.output_dir) / "geometry.jsonl"
-        settings = self.monitor.settings
-        mark = f"geomcallbacks {settings.layers} {settings.positions} {sorted(self.monitor.probes)}"
+        mark = f"geomcallbacks {self.monitor.key}"
         known = state.stateful_callbacks.get(mark)  # of a resumed run
         self.monitor.run_id = known["attributes"]["run_id"] if known else None
         with _autocast(args):

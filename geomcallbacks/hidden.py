@@ -25,7 +25,7 @@ from geomcallbacks.locate import (
     block_point,
     find_root,
     is_language_model,
-    is_rotary,
+    layer_list,
     longest_of,
     refuse_unsupported,
     submodule,
@@ -63,10 +63,11 @@ class Reader:
     ) -> None:
         model = unwrap(model)
         refuse_unsupported(model)
-        root_name, root = find_root(model, module, by_name=forward is not None or _all_names(layers))
-        wanted = [layers] if isinstance(layers, (int, str)) else list(layers)
+        wanted = layer_list(layers)
         if not wanted:
             raise ValueError("layers=[] reads nothing: give a layer, or -1 for the last")
+        all_names = all(isinstance(layer, str) for layer in wanted)
+        root_name, root = find_root(model, module, by_name=forward is not None or all_names)
         self.called: nn.Module
         if is_language_model(root) and forward is None:
             self.called = backbone_of(root)
@@ -153,14 +154,14 @@ def position_index(lengths_b: Tensor, k: int) -> Tensor:
 
 @contextmanager
 def leave_no_trace(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, and everything as it was outside: each submodule's own mode, and every random state.
+    """Evaluation mode inside, and everything as it was outside: each submodule's own mode, attributes and buffers, and
+    every random state.
 
     Compiled submodules run eagerly inside: a hook added after the first compiled call would never fire, and the
     probe's shapes would make the training graphs dynamic.
     """
-    modes = [(child, child.training) for child in module.modules()]
-    # Dynamic RoPE recomputes its frequencies for a row longer than any before, and keeps them.
-    rotary = [(child, dict(child._buffers), dict(vars(child))) for child, _ in modes if is_rotary(child)]
+    # Modes are attributes too; dynamic RoPE replaces buffers and attributes for a row longer than any before.
+    before = [(child, dict(vars(child)), dict(child._buffers)) for child in module.modules()]
     cuda = {p.device for p in module.parameters() if p.device.type == "cuda"}
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with ExitStack() as stack:
@@ -168,22 +169,16 @@ def leave_no_trace(module: nn.Module) -> Iterator[None]:
         if "torch._dynamo" in sys.modules:  # nothing is compiled before that is loaded, and loading takes seconds
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         try:
-            for child, _ in modes:
+            for child, _, _ in before:
                 child.training = False
             yield
         finally:
-            for child, buffers, attributes in rotary:
+            for child, attributes, buffers in before:
                 vars(child).update(attributes)
                 child._buffers.clear()
                 child._buffers.update(buffers)
-            for child, training in modes:
-                child.training = training
             random.setstate(python_state)
             np.random.set_state(numpy_state)
-
-
-def _all_names(layers: Layers) -> bool:
-    return isinstance(layers, str) or (not isinstance(layers, int) and all(isinstance(x, str) for x in layers))
 
 
 def _call_backbone(backbone: nn.Module, input_ids_bt: Tensor, mask_bt: Tensor) -> Any:

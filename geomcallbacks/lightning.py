@@ -84,11 +84,7 @@ class GeometryCallback(L.Callback):
     @property
     def state_key(self) -> str:
         """Tells several of these callbacks apart in a checkpoint."""
-        settings = self.monitor.settings
-        key: str = self._generate_state_key(
-            layers=settings.layers, positions=settings.positions, probes=sorted(self.monitor.probes)
-        )
-        return key
+        return f"{type(self).__qualname__} {self.monitor.key}"
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers and strings for the checkpoint."""

@@ -15,6 +15,11 @@ from torch import Tensor, nn
 Layers = int | str | Sequence[int | str]
 
 
+def layer_list(layers: Layers) -> list[int | str]:
+    """One layer or several, as a list."""
+    return list(layers) if isinstance(layers, Sequence) and not isinstance(layers, str) else [layers]
+
+
 @dataclass(frozen=True)
 class ReadPoint:
     """Where one layer's states are taken: the `side` ("input" or "output") of the module called `name`."""
@@ -92,14 +97,9 @@ def vocabulary_of(language_model: Any) -> int | None:
     return int(weight.shape[0]) if isinstance(weight, Tensor) and weight.ndim == 2 else None
 
 
-def is_rotary(module: nn.Module) -> bool:
-    """Whether this computes rotary position embeddings, told by its class as Transformers names it."""
-    return "RotaryEmbedding" in type(module).__name__
-
-
 def longest_of(language_model: Any) -> int | None:
     """Tokens that the table of learned positions reaches; None for rotary positions, which do not end."""
-    if any(is_rotary(child) for child in language_model.modules()):
+    if any("RotaryEmbedding" in type(child).__name__ for child in language_model.modules()):
         return None
     return getattr(language_model.config.get_text_config(), "max_position_embeddings", None)
 

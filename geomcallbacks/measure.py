@@ -24,7 +24,7 @@ from geomcallbacks.hidden import (
     position_count,
 )
 from geomcallbacks.intervals import jackknife
-from geomcallbacks.locate import Layers
+from geomcallbacks.locate import Layers, layer_list
 from geomcallbacks.metrics import DEFAULT_WINDOW, check_window, describe, no_values
 from geomcallbacks.moments import Moments, Rows
 from geomcallbacks.probe import ProbeSet, deal
@@ -59,9 +59,12 @@ class Settings:
             raise ValueError(f"precision={self.precision!r} is unknown: give 'training', 'fp32' or 'bf16'")
         if not isinstance(self.batch_size, int) or self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size!r}: give a positive number of rows")
-        for layer in self.layers if isinstance(self.layers, (list, tuple)) else [self.layers]:
+        for layer in layer_list(self.layers):
             if not isinstance(layer, (int, str)) or isinstance(layer, bool):
                 raise ValueError(f"layers={self.layers!r} is no layer: give a number, a submodule's name, or a list")
+
+        if not isinstance(self.layers, (int, str)):
+            object.__setattr__(self, "layers", layer_list(self.layers))
 
     def reader(self, model: nn.Module) -> Reader:
         """What is called and read of this model."""
@@ -129,7 +132,7 @@ def check_fit(model: nn.Module, probes: dict[str, ProbeSet], settings: Settings)
                 f" the probe with max_length={reader.longest}"
             )
         with leave_no_trace(reader.called), settings.autocast(device_of(reader.called)):
-            features, _ = reader.read(probe.batches(1)[-1], settings.positions)
+            features, _ = reader.read(probe.batch(probe.lengths_n.argmin(0, keepdim=True)), settings.positions)
         n = settings.features(probe)
         for feature_md in features.values():
             d = feature_md.shape[1]

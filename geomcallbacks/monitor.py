@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,9 +14,10 @@ from torch import nn
 
 from geomcallbacks.distributed import first_decides, rank
 from geomcallbacks.hidden import ForwardFn, Positions
-from geomcallbacks.locate import Layers
+from geomcallbacks.locate import Layers, layer_list
 from geomcallbacks.measure import Settings, check_fit, device_of, measure_probe
 from geomcallbacks.metrics import DEFAULT_WINDOW
+from geomcallbacks.once import WarnOnce
 from geomcallbacks.probe import ProbeSet
 from geomcallbacks.record import GeometryRecord, RecordWriter
 from geomcallbacks.schedule import Ledger, Schedule
@@ -95,7 +95,7 @@ class GeometryMonitor:
         self.run_id: str | None = None  # of the run that goes on, from its checkpoint
         self._last_measured: int | None = None
         self._last_call: tuple[int, float] | None = None
-        self._warned: set[str] = set()
+        self._warn_once = WarnOnce()
 
     def start(self, model: nn.Module, *, step: int = 0, total_steps: int | None = None) -> None:
         """Begin a run: check everything that needs the model, and open the record file.
@@ -181,8 +181,7 @@ class GeometryMonitor:
         """Prefix of a record's keys in a tracker: `geometry` with one probe and one layer, else
         `geometry/<probe>/<layer>`.
         """
-        layers = self.settings.layers
-        alone = len(self.probes) == 1 and (isinstance(layers, (int, str)) or len(layers) == 1)
+        alone = len(self.probes) == 1 and len(layer_list(self.settings.layers)) == 1
         return "geometry" if alone else f"geometry/{record.probe}/{record.layer}"
 
     def log_row(self, records: list[GeometryRecord]) -> dict[str, float]:
@@ -193,6 +192,11 @@ class GeometryMonitor:
             for name, value in record.metrics.items()
             if value is not None
         }
+
+    @property
+    def key(self) -> str:
+        """Tells several monitors of one run apart in its checkpoints."""
+        return f"{self.settings.layers} {self.settings.positions} {sorted(self.probes)}"
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers and strings for a checkpoint: the update it is of, and what is measured on."""
@@ -267,11 +271,6 @@ class GeometryMonitor:
             "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
             "probes": probes,
         }
-
-    def _warn_once(self, key: str, message: str) -> None:
-        if key not in self._warned:
-            self._warned.add(key)
-            warnings.warn(message, stacklevel=4)
 
 
 def _labelled(probe: ProbeSet | Mapping[str, ProbeSet]) -> dict[str, ProbeSet]:

@@ -216,11 +216,12 @@ class ProbeSet:
         composition of a batch moves low-precision features. Longest first, so that memory runs out at once or never.
         """
         order = torch.argsort(self.lengths_n, descending=True, stable=True)
-        cut = []
-        for rows_b in torch.split(order, batch_size):
-            lengths_b = self.lengths_n[rows_b]
-            cut.append(ProbeBatch(rows_b, self.input_ids_nt[rows_b, : int(lengths_b.max())], lengths_b))
-        return cut
+        return [self.batch(rows_b) for rows_b in torch.split(order, batch_size)]
+
+    def batch(self, rows_b: Tensor) -> ProbeBatch:
+        """The rows of the given numbers (b,), padded to the longest of them."""
+        lengths_b = self.lengths_n[rows_b]
+        return ProbeBatch(rows_b, self.input_ids_nt[rows_b, : int(lengths_b.max())], lengths_b)
 
 
 def deal(batches: list[ProbeBatch], rank: int, world_size: int) -> list[tuple[ProbeBatch, bool]]:

@@ -215,7 +215,7 @@ def read_spectra(path: str | Path, record: Mapping[str, Any]) -> torch.Tensor:
 def _open_locked(path: Path, resume: bool, run_id: str | None) -> tuple[Path, Any]:
     """The file of the run that goes on, or the next free name: a new run, or one that has left no file here."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    names = [path] + [path.with_name(f"{path.stem}-{k}{path.suffix}") for k in range(2, max(_numbers(path)) + 1)]
+    names = [_numbered(path, number) for number in range(1, max(_numbers(path)) + 1)]
     # A checkpoint that does not say which run it is of: the last file is the one that goes on.
     for candidate in reversed(names) if resume else ():
         if candidate.exists() and (run_id is None or _holds(candidate, run_id)):
@@ -227,7 +227,7 @@ def _open_locked(path: Path, resume: bool, run_id: str | None) -> tuple[Path, An
             file.close()
     number = 1
     while True:
-        candidate = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+        candidate = _numbered(path, number)
         number += 1
         if candidate.exists() and candidate.stat().st_size > 0:
             continue
@@ -243,6 +243,10 @@ def _holds(path: Path, run_id: str) -> bool:
         return any(line.get("run_id") == run_id for line in read_lines(path))
     except ValueError:
         return False
+
+
+def _numbered(path: Path, number: int) -> Path:
+    return path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
 
 
 def _numbers(path: Path) -> list[int]:

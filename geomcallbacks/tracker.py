@@ -6,11 +6,11 @@ import contextvars
 import queue
 import threading
 import time
-import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from geomcallbacks.metrics import numerical_rank
+from geomcallbacks.once import WarnOnce
 
 if TYPE_CHECKING:
     from geomcallbacks.monitor import GeometryMonitor
@@ -32,7 +32,7 @@ class TrackerQueue:
     def __init__(self, size: int = 256) -> None:
         self._queue: queue.Queue[_Job] = queue.Queue(size)
         self._thread: threading.Thread | None = None
-        self._warned: set[str] = set()
+        self._warn = WarnOnce()
         self._stuck = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -51,14 +51,16 @@ class TrackerQueue:
             context = contextvars.copy_context()  # some trackers (trackio) keep their run in one
             self._queue.put_nowait((tracker, lambda: context.run(call)))
         except queue.Full:
-            self._warn(f"{tracker}: rows of geometry are dropped, because the tracker does not take them fast enough")
+            message = f"{tracker}: rows of geometry are dropped, because the tracker does not take them fast enough"
+            self._warn(f"{tracker} full", message)
 
     def call(self, tracker: str, call: Callable[[], None]) -> None:
         """Make `call` here and now, for a tracker that knows one thread only; a failure costs one warning."""
         try:
             call()
         except Exception as error:
-            self._warn(f"{tracker}: a row of geometry could not be logged ({type(error).__name__}: {error})")
+            message = f"{tracker}: a row of geometry could not be logged ({type(error).__name__}: {error})"
+            self._warn(f"{tracker} failed", message)
 
     def flush(self, timeout: float = 10.0) -> None:
         """Wait until all calls are made, but no longer than `timeout` seconds, and only once so long; then warn."""
@@ -67,19 +69,14 @@ class TrackerQueue:
             time.sleep(0.005)
         self._stuck = self._queue.unfinished_tasks > 0
         if self._stuck:
-            self._warn(f"a tracker has not taken {self._queue.unfinished_tasks} rows of geometry in {timeout:g} s")
+            waiting = self._queue.unfinished_tasks
+            self._warn("stuck", f"a tracker has not taken {waiting} rows of geometry in {timeout:g} s")
 
     def _work(self) -> None:
         while True:
             tracker, call = self._queue.get()
             self.call(tracker, call)
             self._queue.task_done()
-
-    def _warn(self, message: str) -> None:
-        key = message.split("(")[0]
-        if key not in self._warned:
-            self._warned.add(key)
-            warnings.warn(message, stacklevel=3)
 
 
 def wandb_spectra(monitor: GeometryMonitor, records: list[GeometryRecord]) -> dict[str, Any]:

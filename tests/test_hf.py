@@ -43,12 +43,7 @@ DROPOUT = dict(attention_dropout=0.1, hidden_dropout=0.1)
 
 
 def callback(**settings):
-    settings = {
-        "alpha_window": tiny.WINDOW,
-        "schedule": Schedule(every=2, per_decade=0),
-        "on_error": "raise",
-    } | settings
-    return GeometryCallback(tiny.probe(), **settings)
+    return GeometryCallback(tiny.probe(), **tiny.watching(**settings))
 
 
 def token_dataset(n=64):

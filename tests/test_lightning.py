@@ -76,12 +76,7 @@ def loader(shuffle=True):
 
 
 def callback(**settings):
-    settings = {
-        "alpha_window": tiny.WINDOW,
-        "schedule": Schedule(every=2, per_decade=0),
-        "on_error": "raise",
-    } | settings
-    return GeometryCallback(tiny.probe(), **settings)
+    return GeometryCallback(tiny.probe(), **tiny.watching(**settings))
 
 
 def trainer(folder, callbacks=(), **settings):

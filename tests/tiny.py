@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from geomcallbacks import ProbeSet
+from geomcallbacks import ProbeSet, Schedule
 
 VOCABULARY = 120
 WINDOW = (2, 8)  # fits d = 16
@@ -51,6 +52,11 @@ def model(kind: str = "gpt_neox", seed: int = 0, **changes: object) -> PreTraine
     """A random model of d = 16 and three blocks, in training mode."""
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(CONFIGS[kind](**changes)).train()
+
+
+def watching(**changes: Any) -> dict[str, Any]:
+    """Settings of a callback that measures `model` every second update and hides no failure."""
+    return {"alpha_window": WINDOW, "schedule": Schedule(every=2, per_decade=0), "on_error": "raise"} | changes
 
 
 def rows(n: int = 64, t: int = 20, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
