@@ -115,9 +115,9 @@ class RecordWriter:
         """Where the eigenspectra of this file's records are kept."""
         return self.path.with_name(f"{self.path.stem}-spectra")
 
-    def write(self, record: GeometryRecord) -> None:
-        """Append one record."""
-        self._write({"kind": "record"} | record.to_dict())
+    def write(self, record: GeometryRecord | Mapping[str, Any]) -> None:
+        """Append one record: a GeometryRecord, or any flat mapping that has its `step` and no NaN."""
+        self._write({"kind": "record"} | dict(record.to_dict() if isinstance(record, GeometryRecord) else record))
 
     def skip(self, step: int, reason: str) -> None:
         """Append that a measurement which was due was not taken, and why."""

@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn
 
 import yaml
 from transformers import HfArgumentParser
-
-T = TypeVar("T")
 
 
 def setting(default: Any, help: str) -> Any:
@@ -21,19 +20,19 @@ def setting(default: Any, help: str) -> Any:
 
 
 class RecipeParser(HfArgumentParser):
-    """A parser of one dataclass and ``--config FILE.yaml`` that refuses what it does not know.
+    """A parser of one or more dataclasses and ``--config FILE.yaml`` that refuses what it does not know.
 
     Unlike ``trl.TrlParser`` it reads ``--config=FILE``, takes no abbreviated names (``--learn``), checks the
     types of YAML values, and names the setting that a misspelt key is close to.
     """
 
-    def __init__(self, settings: type[Any], **options: Any) -> None:
+    def __init__(self, *settings: type[Any], **options: Any) -> None:
         super().__init__(settings, allow_abbrev=False, **options)
         self.settings = settings
         self.add_argument("--config", metavar="FILE", help="YAML file of settings; the command line wins")
 
     def parse(self, arguments: Sequence[str] | None = None) -> Any:
-        """Returns an instance of the dataclass; ends the program where a setting is unknown or wrong."""
+        """Returns an instance of the dataclass, or of each in a tuple; ends the program where a setting is wrong."""
         before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         before.add_argument("--config")
         config = before.parse_known_args(arguments)[0].config
@@ -44,8 +43,8 @@ class RecipeParser(HfArgumentParser):
             names = [argument for argument in unknown if argument.startswith("--")] or unknown
             self.error("; ".join(f"unknown argument {self._with_near(name)}" for name in names))
         values = vars(given)
-        del values["config"]
-        return self.settings(**values)
+        built = tuple(kind(**{name: values[name] for name in _names(kind)}) for kind in self.settings)
+        return built[0] if len(built) == 1 else built
 
     def _set_yaml_defaults(self, path: Path) -> None:
         if not path.is_file():
@@ -57,21 +56,39 @@ class RecipeParser(HfArgumentParser):
         if unknown:
             names = ", ".join(self._with_near(str(key)) for key in sorted(unknown, key=str))
             self.error(f"--config {path}: unknown key {names}")
+        takes_several = {action.dest for action in self._actions if action.nargs in ("+", "*")}
+        takes_mapping = {
+            field.name
+            for kind in self.settings
+            for field in dataclasses.fields(kind)
+            if "dict" in str(field.type) and "str" in str(field.type)
+        }
         for key, value in values.items():
-            if isinstance(value, (dict, list)):
+            if isinstance(value, dict) and key in takes_mapping:
+                values[key] = json.dumps(value)  # as TrainingArguments take it on the command line
+            elif isinstance(value, dict) or (isinstance(value, list) and key not in takes_several):
                 self.error(f"--config {path}: {key} takes one value, not {value!r}")
         # As strings, so that argparse converts and checks them as it does on the command line: "3e-3" is a
         # string in YAML 1.1, and a default that is not a string would pass unchecked.
-        self.set_defaults(**{key: None if value is None else str(value) for key, value in values.items()})
+        keep = lambda value: value is None or isinstance(value, list)
+        self.set_defaults(**{key: value if keep(value) else str(value) for key, value in values.items()})
         for action in self._actions:
             value = values.get(action.dest)
             if action.choices and value not in (None, *action.choices):
                 self.error(f"--config {path}: {action.dest}={value!r} is not one of {list(action.choices)}")
 
+    def error(self, message: str) -> NoReturn:
+        """Ends the program with the message alone: the usage of a hundred settings would hide it."""
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
     def _names(self) -> set[str]:
-        return {field.name for field in dataclasses.fields(self.settings)}
+        return {name for kind in self.settings for name in _names(kind)}
 
     def _with_near(self, name: str) -> str:
         near = difflib.get_close_matches(name.lstrip("-").split("=")[0], self._names(), n=1)
         hint = f"did you mean {near[0]}?" if near else "--help lists the settings"
         return f"{name} ({hint})"
+
+
+def _names(kind: type[Any]) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind) if field.init]

@@ -1,277 +1,211 @@
-"""The text that the recipes train on: Python's own standard library offline, or any data set.
+"""The data sets of the post-training recipes: instruction pairs, preference pairs, problems with an answer.
 
-Nothing here touches the network unless ``dataset_corpus`` is given the name of a hub data set.
-
-*Documents are split before anything is cut from them.* A document goes to one part by a hash of its name, so
-neither the order of a listing nor the other documents decide where it goes. Near-duplicates go before the
-split: otherwise a copy of a pretraining file could stand in the probe or in a test part.
+Offline they are cut from parts of the corpus that the base was not trained on, and generated. They are made in the
+columns of public data sets, and go through the code that reads those: Anthropic/hh-rlhf (``chosen``, ``rejected``),
+AlpacaFarm (``instruction``, ``input``, ``output``), GSM8K (``question``, ``answer`` with ``####``).
 """
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import json
-import os
-import platform
-import sysconfig
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+import ast
+import random
+import re
+import textwrap
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from arithmetic import arithmetic_texts
+from arithmetic import Problem, distinct_problems, prompt_of, worked_solution
+from corpus import open_dataset
 
-PARTS = {"pretrain": 0.72, "sft": 0.08, "preference": 0.06, "probe": 0.06, "id_test": 0.04, "ood_test": 0.04}
-"""The parts of a corpus and the share of the documents that each one gets."""
+Row = dict[str, str]
 
-SKIPPED_FOLDERS = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages"})
-LOCAL_BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text", ".csv": "csv"}
+HUMAN, ASSISTANT = "\n\nHuman: ", "\n\nAssistant:"
+SUMMARY_CHARACTERS, CODE_CHARACTERS = 100, 240
+"""Longest summary line and longest function that are cut from the corpus: both fit a row of the smallest preset."""
 
-
-@dataclass(frozen=True)
-class Document:
-    """One text and the name by which it is split.
-
-    Attributes:
-        path: A name that is unique in the corpus: for a file its path below the root, for a row its hash.
-        text: The whole text.
-    """
-
-    path: str
-    text: str
+_LINE_END = re.compile(r"\r\n|\r|\n")  # what the parser counts; str.splitlines cuts at form feeds and others as well
+_GSM8K_ANSWER = re.compile(r"####\s*(.+?)\s*$")
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """Documents by part, and a manifest that says exactly which they are.
-
-    Attributes:
-        parts: Part name (see ``PARTS``) -> its documents.
-        source: Where they come from and with which settings; JSON values only.
-    """
-
-    parts: dict[str, list[Document]]
-    source: dict[str, Any]
-
-    def texts(self, part: str) -> list[str]:
-        """Returns the texts of one part.
-
-        Raises:
-            ValueError: There is no such part, or it is empty.
-        """
-        if not self.parts.get(part):
-            counts = {name: len(documents) for name, documents in self.parts.items()}
-            raise ValueError(
-                f"part={part!r} of the corpus holds no documents (documents by part: {counts}). Documents "
-                f"are split whole, so give more of them: a folder of files, or one JSONL or Parquet row each."
-            )
-        return [document.text for document in self.parts[part]]
-
-    @property
-    def manifest(self) -> dict[str, Any]:
-        """The source, the SHA-256 of every document by part, and one fingerprint of it all."""
-        files = {
-            part: {document.path: _sha256(document.text) for document in documents}
-            for part, documents in self.parts.items()
-        }
-        content = {"source": self.source, "files": files}
-        return {"fingerprint": _sha256(json.dumps(content, sort_keys=True)), **content}
-
-    def save(self, folder: str | Path) -> None:
-        """Writes ``manifest.json`` and the texts (``corpus.parquet``: part, path, text), for later stages."""
-        import pyarrow
-        import pyarrow.parquet
-
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        rows = [
-            {"part": part, "path": document.path, "text": document.text}
-            for part, documents in self.parts.items()
-            for document in documents
-        ]
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "corpus.parquet", compression="zstd")
-        (folder / "manifest.json").write_text(json.dumps(self.manifest, indent=1), encoding="utf-8")
-
-    @classmethod
-    def load(cls, folder: str | Path) -> Corpus:
-        """Reads what ``save`` wrote.
-
-        Raises:
-            ValueError: The texts are not those of the manifest.
-        """
-        import pyarrow.parquet
-
-        folder = Path(folder)
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        parts: dict[str, list[Document]] = {part: [] for part in manifest["files"]}
-        for row in pyarrow.parquet.read_table(folder / "corpus.parquet").to_pylist():
-            parts[row["part"]].append(Document(row["path"], row["text"]))
-        corpus = cls(parts, manifest["source"])
-        found = corpus.manifest["fingerprint"]
-        if found != manifest["fingerprint"]:
-            raise ValueError(
-                f"folder={str(folder)!r}: corpus.parquet has the fingerprint {found[:12]}, manifest.json has "
-                f"{manifest['fingerprint'][:12]}. One of them was changed; copy both from the base run again."
-            )
-        return corpus
+def functions(text: str) -> Iterator[tuple[str, str]]:
+    """Yields (first line of the docstring, source without the docstring) of each short function of a module."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # escapes of old modules; until Python 3.12 a DeprecationWarning
+        try:
+            tree = ast.parse(text)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return
+    lines = _LINE_END.split(text)
+    for node in ast.walk(tree):
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) or len(node.body) < 2:
+            continue
+        docstring, first = (ast.get_docstring(node) or "").strip(), node.body[0]
+        if not docstring or first.end_lineno is None or not _alone(lines, first, node.body[1]):
+            continue
+        source = lines[node.lineno - 1 : first.lineno - 1] + lines[first.end_lineno : node.end_lineno]
+        code = textwrap.dedent("\n".join(line for line in source if line.strip()))
+        summary = docstring.splitlines()[0].strip()
+        if 10 <= len(summary) <= SUMMARY_CHARACTERS and len(code) <= CODE_CHARACTERS:
+            yield summary, code
 
 
-def offline_corpus(root: str | Path | None = None, arithmetic_share: float = 0.03, arithmetic_seed: int = 0) -> Corpus:
-    """Builds the offline corpus: the standard library of the running Python, and some arithmetic.
-
-    The library comes without its tests and without site-packages, about 12 MB. It differs between Python
-    versions, so the version and a hash of every file are in the manifest.
-
-    Args:
-        root: The folder of ``*.py`` files to read instead of the standard library.
-        arithmetic_share: Arithmetic as a share of the characters of the pretraining part, in [0, 1).
-        arithmetic_seed: Seed of the arithmetic. It is part of the corpus, not of a training run.
-
-    Raises:
-        ValueError: There are no files below ``root``, or the share is out of range.
-    """
-    if not 0 <= arithmetic_share < 1:
-        raise ValueError(f"arithmetic_share={arithmetic_share} is not a share; give a number in [0, 1)")
-    folder = Path(root or sysconfig.get_path("stdlib"))
-    documents = [
-        Document(path.relative_to(folder).as_posix(), path.read_text(encoding="utf-8", errors="replace"))
-        for path in sorted(_python_files(folder))
-    ]
-    if not any(document.text.strip() for document in documents):
-        raise ValueError(f"root={str(folder)!r} holds no *.py file with text; give a folder that does")
-    source = {
-        "name": "python-stdlib" if root is None else "python-files",
-        "python": platform.python_version(),
-        "arithmetic_share": arithmetic_share,
-        "arithmetic_seed": arithmetic_seed,
-    }
-    corpus = split_corpus(documents, source)
-    size = sum(len(document.text) for document in corpus.parts["pretrain"])
-    wanted = int(size * arithmetic_share / (1 - arithmetic_share))
-    corpus.parts["pretrain"].extend(
-        Document(f"arithmetic/{index:06d}", text)
-        for index, text in enumerate(arithmetic_texts(wanted, arithmetic_seed))
-    )
-    return corpus
+def _alone(lines: list[str], docstring: ast.stmt, following: ast.stmt) -> bool:
+    """Whether the lines of the docstring hold nothing else."""
+    return not lines[docstring.lineno - 1][: docstring.col_offset].strip() and following.lineno != docstring.end_lineno
 
 
-def _python_files(folder: Path) -> Iterator[Path]:
-    for parent, children, files in os.walk(folder):
-        children[:] = [child for child in children if child not in SKIPPED_FOLDERS]  # os.walk does not enter them
-        yield from (Path(parent, file) for file in files if file.endswith(".py"))
+def write_rows(texts: Iterable[str]) -> list[Row]:
+    """Cuts pairs "summary -> function" from modules, as the ``chosen`` dialogue of hh-rlhf."""
+    return [_dialogue(f"Write a function. {summary}", code) for summary, code in _distinct(texts)]
 
 
-def dataset_corpus(
-    name: str,
-    config: str | None = None,
-    revision: str | None = None,
-    split: str = "train",
-    text_column: str = "text",
-    max_documents: int | None = None,
-    streaming: bool = False,
-) -> Corpus:
-    """Builds a corpus from a hub data set, or from local files in the same format.
+def describe_rows(texts: Iterable[str]) -> list[Row]:
+    """Cuts pairs "function -> summary", another instruction than that of ``write_rows``."""
+    return [_dialogue(f"Describe this function.\n{code}", summary) for summary, code in _distinct(texts)]
 
-    Local files (JSONL, JSON, Parquet, CSV: one row a document; TXT: one file a document) go through the same
-    ``datasets.load_dataset`` as a hub name and need no network. Everything is held in memory.
+
+def problem_rows(count: int, terms: tuple[int, ...], held_out: bool, seed: int) -> list[Row]:
+    """Generates different problems with a worked solution, in the columns of GSM8K."""
+    rng = random.Random(seed)
+
+    def answer(problem: Problem) -> str:
+        working, _, _ = worked_solution(problem, rng).rpartition("Answer:")
+        return f"{working}#### {problem.answer}"
+
+    found = distinct_problems(count, terms, held_out, seed)
+    return [{"question": problem.question, "answer": answer(problem)} for problem in found]
+
+
+def _dialogue(request: str, reply: str) -> Row:
+    return {"chosen": f"{HUMAN}{request}{ASSISTANT} {reply}"}
+
+
+def _distinct(texts: Iterable[str]) -> list[tuple[str, str]]:
+    return list(dict.fromkeys(pair for text in texts for pair in functions(text)))
+
+
+def read_rows(
+    name: str, config: str | None, revision: str | None, split: str, limit: int | None, seed: int = 0
+) -> list[Row]:
+    """Reads a hub data set, or local files in the same columns.
 
     Args:
         name: A hub name, a file, or a folder of files.
         config: The configuration of a hub data set.
-        revision: The revision of a hub data set; give one to be able to repeat a run.
-        split: The split to read. Its rows are split again into ``PARTS``, by the hash of their text.
-        text_column: The column that holds the text.
-        max_documents: Read at most so many rows, from the start.
-        streaming: Read a hub data set row by row, without a download of the whole. Needs ``max_documents``.
+        revision: The revision of a hub data set.
+        split: The split to read; local files have "train" alone.
+        limit: At most so many rows, drawn without replacement from ``seed``; all of them where None.
+        seed: See ``limit``.
+    """
+    rows = open_dataset(name, config, revision, split)
+    if limit is not None and limit < len(rows):
+        rows = rows.select(sorted(random.Random(seed).sample(range(len(rows)), limit)))
+    return [dict(row) for row in rows]
+
+
+def to_pairs(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Turns rows into ``prompt`` and ``completion``.
 
     Raises:
-        ValueError: No such column, no text, or streaming without an end.
+        ValueError: The columns are none of those that the table of ``recipes/README.md`` lists.
     """
-    import datasets
-
-    if streaming and max_documents is None:
-        raise ValueError("streaming=True reads without end: give max_documents as well")
-    path, options = _load_arguments(name)
-    # Only what was given: the builders of local files take neither a configuration nor a revision.
-    options |= {key: value for key, value in (("name", config), ("revision", revision)) if value is not None}
-    rows = datasets.load_dataset(path, split=split, streaming=streaming, **options)
-    columns = rows.column_names
-    if columns is not None and text_column not in columns:
-        raise ValueError(f"text_column={text_column!r} is not a column of {name!r}; it has {sorted(columns)}")
-    texts = (row[text_column] for row in itertools.islice(rows, max_documents))
-    # A row has no name: with its own hash in place of one, equal texts always fall into the same part.
-    documents = (Document(_sha256(text)[:32], text) for text in texts if text)
-    shown = Path(name).name if Path(name).exists() else name
-    source = {"name": shown, "config": config, "revision": revision, "split": split}
-    return split_corpus(documents, {**source, "text_column": text_column, "max_documents": max_documents})
+    return _convert(rows, "instruction pairs", _PAIR_READERS)
 
 
-def _load_arguments(name: str) -> tuple[str, dict[str, Any]]:
-    """Turns a name into what ``load_dataset`` takes: its path and further options."""
-    path = Path(name)
-    if not path.exists():
-        if path.suffix in LOCAL_BUILDERS or name.startswith((".", "/", "~")):
-            raise ValueError(f"dataset={name!r} looks like a local file or folder but does not exist; check the path")
-        return name, {}
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix in LOCAL_BUILDERS)
-    kinds = {LOCAL_BUILDERS.get(file.suffix, file.suffix) for file in files}
-    if len(kinds) != 1 or not kinds <= set(LOCAL_BUILDERS.values()):
-        raise ValueError(
-            f"dataset={name!r} holds files of the kinds {sorted(kinds)}; give files of one kind, with one of "
-            f"the endings {sorted(LOCAL_BUILDERS)}"
-        )
-    options: dict[str, Any] = {"data_files": [str(file) for file in files]}
-    if kinds == {"text"}:
-        options["sample_by"] = "document"
-    return kinds.pop(), options
+def to_preferences(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Turns rows into ``prompt``, ``chosen`` and ``rejected``; rows whose replies have different prompts are left out.
 
-
-def split_corpus(documents: Iterable[Document], source: dict[str, Any]) -> Corpus:
-    """Drops near-duplicates, then deals whole documents to ``PARTS`` by the hash of their names."""
-    parts: dict[str, list[Document]] = {part: [] for part in PARTS}
-    dropped = []
-    for document, duplicate in near_duplicates(documents):
-        if duplicate:
-            dropped.append(document.path)
-        elif document.text.strip():
-            parts[part_of(document.path)].append(document)
-    return Corpus(parts, {**source, "near_duplicates_dropped": dropped})
-
-
-def part_of(path: str) -> str:
-    """Returns the part of a document: its name alone decides, in proportion to the shares in ``PARTS``."""
-    position = int(hashlib.sha256(path.encode()).hexdigest()[:13], 16) / 16**13
-    for part, share in PARTS.items():
-        position -= share
-        if position < 0:
-            return part
-    return list(PARTS)[-1]
-
-
-def near_duplicates(
-    documents: Iterable[Document], shingle_lines: int = 5, threshold: float = 0.5
-) -> Iterator[tuple[Document, bool]]:
-    """Says of each document whether most of it was in the documents kept before it.
-
-    A shingle is a run of ``shingle_lines`` consecutive lines, stripped, blank ones left out; a shorter
-    document is one shingle. A document is a near-duplicate if more than ``threshold`` of its distinct
-    shingles were seen. Exact shingles find what standard libraries have, copies with a changed header; they
-    do not find reworded prose.
+    Raises:
+        ValueError: The columns are none of those that the table of ``recipes/README.md`` lists, or no row is left.
     """
-    seen: set[bytes] = set()
-    for document in documents:
-        lines = [line.strip() for line in document.text.splitlines() if line.strip()]
-        starts = range(max(1, len(lines) - shingle_lines + 1))
-        shingles = {
-            hashlib.blake2b("\n".join(lines[start : start + shingle_lines]).encode(), digest_size=8).digest()
-            for start in starts
-        }
-        duplicate = len(shingles & seen) > threshold * len(shingles)
-        if not duplicate:
-            seen |= shingles
-        yield document, duplicate
+    found = _convert(rows, "preference pairs", _PREFERENCE_READERS)
+    if not found:
+        raise ValueError(f"preference pairs: in none of the {len(rows)} rows do both replies have the same prompt")
+    return found
 
 
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()
+def to_problems(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Turns rows into ``prompt`` and ``answer``, the final answer alone.
+
+    Raises:
+        ValueError: The columns are not those of GSM8K, or an answer has no ``####`` line.
+    """
+    return _convert(rows, "problems", _PROBLEM_READERS)
+
+
+Reader = Callable[[Mapping[str, Any]], Row | None]
+
+
+def _convert(
+    rows: Sequence[Mapping[str, Any]], what: str, readers: Sequence[tuple[tuple[str, ...], Reader]]
+) -> list[Row]:
+    if not rows:
+        raise ValueError(f"{what}: there are no rows; give a data set, a split or a corpus that has some")
+    converted = (_reader_of(row, what, readers)(row) for row in rows)
+    return [row for row in converted if row is not None]
+
+
+def _reader_of(row: Mapping[str, Any], what: str, readers: Sequence[tuple[tuple[str, ...], Reader]]) -> Reader:
+    for columns, reader in readers:
+        if row.keys() >= set(columns):
+            return reader
+    known = "; or ".join(", ".join(columns) for columns, _ in readers)
+    raise ValueError(f"{what}: the data set has the columns {sorted(row)}; rename them to {known}")
+
+
+def _split_dialogue(dialogue: str) -> tuple[str, str]:
+    prompt, mark, reply = dialogue.rpartition(ASSISTANT)
+    if not mark:
+        raise ValueError(f"the dialogue {dialogue[:60]!r} has no {ASSISTANT!r} turn; give hh-rlhf's format")
+    return prompt + mark, reply
+
+
+def _chosen_pair(row: Mapping[str, Any]) -> Row:
+    prompt, reply = _split_dialogue(row["chosen"])
+    return {"prompt": prompt, "completion": reply}
+
+
+def _alpaca_pair(row: Mapping[str, Any]) -> Row:
+    request = row["instruction"] + (f"\n\n{row['input']}" if row.get("input") else "")
+    return {"prompt": f"{HUMAN}{request}{ASSISTANT}", "completion": f" {row['output']}"}
+
+
+def _gsm8k_pair(row: Mapping[str, Any]) -> Row:
+    answer = _final_answer(row)
+    working = row["answer"][: row["answer"].rindex("####")]
+    return {"prompt": prompt_of(row["question"]), "completion": f"{working}Answer: {answer}\n"}
+
+
+def _dialogue_preference(row: Mapping[str, Any]) -> Row | None:
+    (prompt, chosen), (other, rejected) = _split_dialogue(row["chosen"]), _split_dialogue(row["rejected"])
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected} if prompt == other else None
+
+
+def _gsm8k_problem(row: Mapping[str, Any]) -> Row:
+    return {"prompt": prompt_of(row["question"]), "answer": _final_answer(row)}
+
+
+def _final_answer(row: Mapping[str, Any]) -> str:
+    found = _GSM8K_ANSWER.search(row["answer"])
+    if not found:
+        raise ValueError(f"the answer {row['answer'][-60:]!r} has no '####' line; give GSM8K's format")
+    return found[1].replace(",", "")
+
+
+def _columns(*names: str) -> Reader:
+    return lambda row: {name: row[name] for name in names}
+
+
+_PAIR_READERS: Sequence[tuple[tuple[str, ...], Reader]] = (
+    (("prompt", "completion"), _columns("prompt", "completion")),
+    (("prompt", "chosen"), lambda row: {"prompt": row["prompt"], "completion": row["chosen"]}),
+    (("chosen",), _chosen_pair),
+    (("instruction", "output"), _alpaca_pair),
+    (("question", "answer"), _gsm8k_pair),
+)
+_PREFERENCE_READERS: Sequence[tuple[tuple[str, ...], Reader]] = (
+    (("prompt", "chosen", "rejected"), _columns("prompt", "chosen", "rejected")),
+    (("chosen", "rejected"), _dialogue_preference),
+)
+_PROBLEM_READERS: Sequence[tuple[tuple[str, ...], Reader]] = ((("question", "answer"), _gsm8k_problem),)

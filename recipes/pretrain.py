@@ -26,7 +26,7 @@ import lightning as L
 import torch
 import wandb
 from arguments import RecipeParser, setting
-from data import Corpus, dataset_corpus, offline_corpus
+from corpus import Corpus, dataset_corpus, offline_corpus
 from language_model import GeometryBar, LanguageModel, SaveModel
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
@@ -57,6 +57,7 @@ class PretrainSettings:
     text_column: str = setting("text", "column that holds the text")
     max_documents: int | None = setting(None, "read at most so many documents")
     streaming: bool = setting(False, "read a hub data set row by row; needs max_documents")
+    arithmetic_share: float = setting(0.03, "worked sums, as a share of the characters of the offline text")
     tokenizer: str | None = setting(None, "hub name or folder; default: trained on the pretraining part")
     vocab_size: int = setting(4096, "vocabulary of the tokenizer that is trained")
 
@@ -192,7 +193,7 @@ def make_trainer(settings: PretrainSettings, folder: RunFolder, start: int, call
 def read_corpus(settings: PretrainSettings) -> Corpus:
     """Returns the standard library, or what ``--dataset`` names."""
     if settings.dataset is None:
-        return offline_corpus()
+        return offline_corpus(arithmetic_share=settings.arithmetic_share)
     return dataset_corpus(
         settings.dataset,
         config=settings.dataset_config,

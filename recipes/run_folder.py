@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from data import Corpus
+from corpus import Corpus
 from transformers import PreTrainedTokenizerBase
 
 from geomcallbacks import ProbeSet

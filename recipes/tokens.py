@@ -13,9 +13,14 @@ END_OF_TEXT, PADDING = "<|endoftext|>", "<|pad|>"
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Trains a byte-level BPE tokenizer; any text can be encoded, nothing is added at either end."""
+    """Trains a byte-level BPE tokenizer; any text can be encoded, nothing is added at either end.
+
+    Each digit is a token of its own, as in Llama's tokenizer: a small model learns no sums from digits that merge.
+    """
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

@@ -1,0 +1,57 @@
+"""How every measure of behaviour calls the model: quietly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from geomcallbacks.hidden import leave_no_trace
+from geomcallbacks.locate import find_root, longest_of, refuse_unsupported, unwrap, vocabulary_of
+from geomcallbacks.measure import Settings, device_of
+
+
+def language_model_of(model: nn.Module) -> Any:
+    """The only causal language model, head included, inside whatever a training loop wraps around it.
+
+    Raises:
+        ValueError: there is none or there are several, it has no head, or its parameters are sharded.
+    """
+    inner = unwrap(model)
+    refuse_unsupported(inner)
+    _, found = find_root(inner, None, by_name=False)
+    if found.get_output_embeddings() is None:  # type: ignore[operator]
+        raise ValueError(
+            f"{type(found).__name__} has no language-model head: give a model such as AutoModelForCausalLM's"
+        )
+    return found
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[Any]:
+    """Inside: the language model in evaluation mode, without gradients, under the autocast that is active. Afterwards
+    everything is as it was: modes, attributes, buffers and every random state. See `language_model_of`.
+    """
+    found = language_model_of(model)
+    # Not the cached autocast of training: a weight cached here without gradients would be used by the next update.
+    with leave_no_trace(model), torch.no_grad(), Settings().autocast(device_of(found)):
+        yield found
+
+
+def check_tokens(model: nn.Module, what: str, largest: int, longest: int) -> None:
+    """Raise ``ValueError`` where the model's vocabulary or its positions do not reach so far."""
+    found = language_model_of(model)
+    vocabulary, positions = vocabulary_of(found), longest_of(found)
+    if vocabulary is not None and largest >= vocabulary:
+        raise ValueError(
+            f"{what} hold token id {largest}, and the model's vocabulary ends at {vocabulary - 1}: tokenise with the"
+            " model's own tokenizer"
+        )
+    if positions is not None and longest > positions:
+        raise ValueError(
+            f"{what} reach {longest} tokens, and the model has {positions} positions: shorten them (max_length,"
+            " max_new_tokens)"
+        )

@@ -1,0 +1,188 @@
+"""What every callback of ours under `transformers.Trainer` shares: its hooks, its step, and where its rows go."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate.state import AcceleratorState
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import TensorBoardCallback, WandbCallback
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.trainer_callback import CallbackHandler
+
+from geomcallbacks.tracker import TrackerQueue
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one measurement gives to the trackers.
+
+    Attributes:
+        values: by their full key; goes to `state.log_history` and to every tracker.
+        printed: the lines of the terminal, each a part of `values`.
+        wandb_only: what W&B is given besides; called only where a W&B run is open.
+    """
+
+    values: Mapping[str, float]
+    printed: Sequence[Mapping[str, float]]
+    wandb_only: Callable[[], Mapping[str, Any]] = dict
+
+
+class Monitor(Protocol):
+    """What a callback needs of the monitor that it drives."""
+
+    path: Path | None
+    run_id: str | None
+
+    @property
+    def key(self) -> str:
+        """Tells several monitors of one run apart in its checkpoints."""
+
+    def start(self, model: nn.Module, *, step: int = 0, total_steps: int | None = None) -> None:
+        """Begin a run."""
+
+    def close(self) -> None:
+        """Close the record file."""
+
+
+class MonitorCallback(TrainerCallback):
+    """Drives a monitor by the Trainer's hooks: at update 0, after each update, and at the last. Subclasses say what is
+    measured (`_measured`) and how the record file is called in `args.output_dir` where the monitor names none (`file`).
+    """
+
+    file: str
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._driven = monitor
+        self._default_path = monitor.path is None
+        self._queue = TrackerQueue()
+        self._trackers: list[TrainerCallback] = []
+
+    def _measured(self, state: TrainerState, model: nn.Module, tokens: int | None, last: bool) -> Row | None:
+        """Measure if it is due after `state.global_step` updates; None where nothing was measured."""
+        raise NotImplementedError
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Check arguments and model, and measure update 0 of a run that is not resumed."""
+        self._trackers = _tracking_siblings()
+        monitor = self._driven
+        if self._default_path and args.output_dir is not None:
+            monitor.path = Path(args.output_dir) / self.file
+        mark = f"geomcallbacks {monitor.key}"
+        known = state.stateful_callbacks.get(mark)  # of a resumed run
+        monitor.run_id = known["attributes"]["run_id"] if known else None
+        with _autocast(args):
+            monitor.start(kwargs["model"], step=state.global_step, total_steps=state.max_steps)
+        # Goes into each checkpoint's trainer_state.json: which record file the run goes on in.
+        state.stateful_callbacks[mark] = {"args": {}, "attributes": {"run_id": monitor.run_id}}
+        if state.global_step == 0:
+            self._step(args, state, control, kwargs["model"])
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Measure, if it is due after this update."""
+        self._step(args, state, control, kwargs["model"])
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Measure the last update of a run that an evaluation has stopped early."""
+        if control.should_training_stop:
+            self._step(args, state, control, kwargs["model"])
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Close the record file. Nothing is measured: the best checkpoint may have been loaded by now."""
+        self._queue.flush()
+        self._driven.close()
+
+    def _step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module) -> None:
+        counted = args.include_num_input_tokens_seen not in (False, "no")
+        tokens = int(state.num_input_tokens_seen) if counted else None
+        last = control.should_training_stop
+        with _autocast(args):
+            row = self._measured(state, model, tokens, last)
+        if row is not None:
+            self._log(args, state, control, row)
+        if last:  # trackers close in their own on_train_end, which comes before ours
+            self._queue.flush()
+
+    def _log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, row: Row) -> None:
+        # Never through Trainer.log or the handler's on_log: they would swallow the loss row of this step.
+        epoch = {} if state.epoch is None else {"epoch": state.epoch}
+        state.log_history.append({**row.values, **epoch, "step": state.global_step})
+        if not state.is_world_process_zero:
+            return
+        for line in row.printed:
+            _print({**line, **epoch}, args)
+        for tracker in self._trackers:
+            if isinstance(tracker, WandbCallback):
+                self._log_wandb(row, state.global_step)
+            elif isinstance(tracker, TensorBoardCallback):
+                self._log_tensorboard(tracker, row.values, state.global_step)
+            else:  # here and now: some, such as MLflow, keep their run in the thread that started it
+                call = partial(tracker.on_log, args, state, control, logs=dict(row.values))
+                self._queue.call(type(tracker).__name__, call)
+
+    def _log_wandb(self, row: Row, step: int) -> None:
+        import wandb
+
+        run = wandb.run
+        if run is None:
+            return
+        # No step=: W&B drops rows that go back. train/global_step is the x axis of the loss.
+        payload = {**row.values, **row.wandb_only(), "train/global_step": step}
+        self._queue.submit("W&B", lambda: run.log(payload))
+
+    def _log_tensorboard(self, tracker: TensorBoardCallback, values: Mapping[str, float], step: int) -> None:
+        writer = tracker.tb_writer
+        if writer is None:
+            return
+
+        def write() -> None:
+            for key, value in values.items():
+                writer.add_scalar(key, value, step)
+
+        self._queue.submit("TensorBoard", write)
+
+
+def _tracking_siblings() -> list[TrainerCallback]:
+    """The tracker callbacks of the Trainer that is calling us.
+
+    A callback is given no Trainer and no siblings, yet TensorBoard's open writer is known to its callback alone: it is
+    found through the handler that stands further up the stack.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        handler = frame.f_locals.get("self")
+        if isinstance(handler, CallbackHandler):
+            kinds = tuple(INTEGRATION_TO_CALLBACK.values())
+            return [callback for callback in handler.callbacks if isinstance(callback, kinds)]
+        frame = frame.f_back  # type: ignore[assignment]
+    return []
+
+
+def _autocast(args: TrainingArguments) -> AbstractContextManager[Any]:
+    """What `accelerator.autocast()` gives: accelerate wraps the model's own forward only, and the backbone is called
+    without it.
+    """
+    mixed = AcceleratorState().mixed_precision
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.bfloat16}.get(mixed)
+    return nullcontext() if dtype is None else torch.autocast(args.device.type, dtype=dtype)
+
+
+def _print(row: Mapping[str, float], args: TrainingArguments) -> None:
+    """In the manner of Trainer's own rows."""
+    line = str({key: f"{value:.4g}" for key, value in row.items()})
+    print(line) if args.disable_tqdm else tqdm.write(line)

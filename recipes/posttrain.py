@@ -1,0 +1,317 @@
+"""What the three post-training recipes share: settings, start weights, probes, callbacks, and the folder of a stage.
+
+A stage's folder holds settings.json, geometry.jsonl, behaviour.jsonl, the trainer's checkpoint-*/, model/ (the weights
+at the end, for ``from_pretrained``) and finished.json. Started again, a finished stage does nothing, and one that was
+interrupted goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from arguments import setting
+from corpus import Corpus, offline_corpus, open_dataset
+from data import Row, describe_rows, problem_rows, read_rows, to_pairs, write_rows
+from peft import LoraConfig, TaskType
+from tokens import probe_rows
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils.logging import disable_progress_bar
+
+from geomcallbacks import ProbeSet, Schedule
+from geomcallbacks.behaviour import CompletionLoss, Completions
+from geomcallbacks.behaviour.hf import BehaviourCallback
+from geomcallbacks.hf import GeometryCallback
+
+#: Settings that may differ between a stage and its continuation: where it runs and what it prints.
+FREE_ON_RESUME = frozenset(
+    {
+        *("output_dir", "overwrite", "threads", "use_cpu", "local_rank", "ddp_backend", "ddp_timeout"),
+        *("report_to", "run_name", "project", "disable_tqdm", "logging_dir", "log_level", "log_level_replica"),
+        *("log_on_each_node", "logging_strategy", "logging_steps", "logging_first_step"),
+        *("save_strategy", "save_steps", "save_total_limit", "resume_from_checkpoint"),
+        *("dataloader_num_workers", "dataloader_pin_memory", "skip_memory_metrics"),
+    }
+)
+
+
+@dataclasses.dataclass
+class StageSettings:
+    """What is trained and what is measured; how it is trained is TRL's own configuration."""
+
+    base: str | None = setting(None, "run folder of pretrain.py: its corpus, its probe, and its last weights")
+    model: str | None = setting(None, "start weights: hub name, model folder or stage folder; default: those of base")
+    model_revision: str | None = setting(None, "revision of a hub model")
+    gguf_file: str | None = setting(None, "file of --model that holds the weights in GGUF format")
+    dtype: str = setting("float32", "type of the weights in memory")
+    attention: str = setting("sdpa", "attn_implementation of Transformers")
+    lora_rank: int = setting(0, "rank of LoRA adapters on all linear layers; 0 trains all weights")
+    lora_alpha: int = setting(32, "scale of the LoRA adapters")
+    overwrite: bool = setting(False, "replace the stage that the output folder holds")
+    threads: int | None = setting(None, "CPU threads of torch; accelerate launch leaves one")
+
+    dataset: str | None = setting(None, "hub name, file or folder; default: cut from the corpus of base, or generated")
+    dataset_config: str | None = setting(None, "configuration of a hub data set")
+    dataset_revision: str | None = setting(None, "revision of a hub data set")
+    dataset_split: str = setting("train", "split that is trained on")
+    test_dataset: str | None = setting(None, "in-distribution test; default: test_split of dataset")
+    test_split: str = setting("test", "split of the in-distribution test")
+    ood_dataset: str | None = setting(None, "out-of-distribution test; default: cut from the corpus of base")
+    ood_config: str | None = setting(None, "configuration of a hub data set")
+    ood_revision: str | None = setting(None, "revision of a hub data set")
+    ood_split: str = setting("train", "split of the out-of-distribution test")
+    worked_problems: int = setting(0, "generated problems with worked solutions, added to the offline pairs")
+    train_rows: int | None = setting(None, "train on at most so many rows")
+    test_rows: int = setting(256, "rows of each test, at most")
+    test_length: int = setting(128, "tokens of a test row; longer ones are cut")
+    test_batch: int = setting(64, "rows of a test that go through the model together")
+
+    probe_dataset: str | None = setting(
+        None, "hub name or file of general text; default: that of base, or of the corpus"
+    )
+    probe_config: str | None = setting(None, "configuration of a hub data set")
+    probe_text_column: str = setting("text", "column that holds the general text")
+    probe_rows: int = setting(256, "rows of a probe")
+    probe_length: int = setting(64, "tokens of a row of the general probe, where it is not that of base")
+    positions: str = setting("8", "last, all, mean, or how many positions of a row are read")
+    probe_batch: int = setting(32, "rows of the probe that go through the model together")
+    alpha_first: int = setting(11, "first rank of the window of alpha")
+    alpha_last: int = setting(100, "last rank of the window of alpha")
+    per_decade: int = setting(0, "log-spaced measurements a tenfold of updates")
+    every: int | None = setting(None, "updates between measurements; default: a fiftieth of the run")
+
+
+class Stage:
+    """One post-training run.
+
+    Args:
+        settings: The recipe's own settings.
+        args: TRL's configuration; ``args.output_dir`` is the folder.
+
+    Raises:
+        SystemExit: The settings name no model, or are not those of the stage that the folder holds.
+    """
+
+    def __init__(self, settings: StageSettings, args: TrainingArguments) -> None:
+        if args.output_dir is None:
+            raise SystemExit("output_dir: name the folder of the stage")
+        if settings.base is None and settings.model is None:
+            raise SystemExit("give --base (a run folder of pretrain.py), --model, or both")
+        self.settings, self.args = settings, args
+        self.folder = Path(args.output_dir)
+        self.base = None if settings.base is None else Path(settings.base)
+        self.began = time.time()
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        disable_progress_bar()  # of the weights' loading
+        with PartialState().main_process_first():
+            self._open()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the stage has been run to its end, with these settings."""
+        return (self.folder / "finished.json").is_file()
+
+    def _open(self) -> None:
+        known = self.folder / "settings.json"
+        if known.is_file() and self.settings.overwrite and PartialState().is_main_process:
+            _remove_stage(self.folder)
+        now = json.loads(json.dumps(dataclasses.asdict(self.settings) | self.args.to_dict(), default=str))
+        if known.is_file():
+            before = json.loads(known.read_text())
+            changed = [key for key in now if key not in FREE_ON_RESUME and before.get(key) != now[key]]
+            if changed:
+                shown = ", ".join(f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in changed)
+                raise SystemExit(f"--output_dir {self.folder}: {shown}. Give another folder, or --overwrite True")
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            known.write_text(json.dumps(now, indent=1))
+
+    @property
+    def start(self) -> str:
+        """Where the start weights are, as ``from_pretrained`` takes it."""
+        name = self.settings.model
+        if name is None:
+            name = str(self.base)
+        for folder in (Path(name) / "model", *sorted(Path(name).glob("checkpoints/step-*"), reverse=True)):
+            if folder.is_dir():
+                return str(folder)
+        if self.base is not None and name == str(self.base):
+            raise SystemExit(f"--base {name}: there is no checkpoint in it; run pretrain.py to its end first")
+        return self._from_gguf(name) if self.settings.gguf_file is not None else name
+
+    def _from_gguf(self, name: str) -> str:
+        """Writes the weights as safetensors once: TRL loads reference models by name, and knows no GGUF file."""
+        folder, file = self.folder / "start", self.settings.gguf_file
+        with PartialState().main_process_first():
+            if not folder.is_dir():
+                scratch = self.folder / "start.part"
+                model = AutoModelForCausalLM.from_pretrained(name, gguf_file=file, dtype=self.settings.dtype)
+                model.save_pretrained(scratch)
+                AutoTokenizer.from_pretrained(name, gguf_file=file).save_pretrained(scratch)
+                scratch.rename(folder)
+        return str(folder)
+
+    def model(self) -> PreTrainedModel:
+        """Loads the start weights."""
+        model = AutoModelForCausalLM.from_pretrained(
+            self.start,
+            revision=self.settings.model_revision,
+            dtype=self.settings.dtype,
+            attn_implementation=self.settings.attention,
+        )
+        return model.to(self.args.device)
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Loads the tokenizer of the start weights; EOS pads where it has no padding token."""
+        tokenizer = AutoTokenizer.from_pretrained(self.start, revision=self.settings.model_revision)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer
+
+    def lora(self) -> LoraConfig | None:
+        """Returns the adapters that are trained, or None where all weights are."""
+        rank, alpha = self.settings.lora_rank, self.settings.lora_alpha
+        if rank == 0:
+            return None
+        return LoraConfig(task_type=TaskType.CAUSAL_LM, r=rank, lora_alpha=alpha, target_modules="all-linear")
+
+    def corpus(self) -> Corpus:
+        """Returns the corpus of the base, whose parts it was not trained on; without a base, the standard library."""
+        if self.base is not None:
+            return Corpus.load(self.base / "corpus")
+        folder = self.folder / "corpus"
+        with PartialState().main_process_first():
+            if not (folder / "manifest.json").is_file():
+                offline_corpus(arithmetic_share=0.0).save(folder)
+        return Corpus.load(folder)
+
+    def train_rows(self, part: str, cut: Callable[[list[str]], list[Row]]) -> list[Row]:
+        """Returns rows to train on: of ``--dataset``, else cut from a part of the corpus, and worked problems."""
+        s = self.settings
+        if s.dataset is None:
+            problems = problem_rows(s.worked_problems, (2, 3), held_out=False, seed=4)
+            return cut(self.corpus().texts(part))[: s.train_rows] + problems
+        return read_rows(s.dataset, s.dataset_config, s.dataset_revision, s.dataset_split, s.train_rows)
+
+    def test_rows(self, cut: Callable[[list[str]], list[Row]]) -> list[Row]:
+        """Returns rows of the in-distribution test."""
+        s = self.settings
+        if s.dataset is None and s.test_dataset is None:
+            return cut(self.corpus().texts("id_test"))[: s.test_rows]
+        if s.test_dataset is not None:
+            return read_rows(s.test_dataset, None, None, "train", s.test_rows)
+        return read_rows(str(s.dataset), s.dataset_config, s.dataset_revision, s.test_split, s.test_rows)
+
+    def ood_rows(self) -> list[Row]:
+        """Returns instruction pairs out of distribution: another instruction, and text of another domain."""
+        s = self.settings
+        if s.ood_dataset is None:
+            return describe_rows(self.corpus().texts("ood_test"))[: s.test_rows]
+        return read_rows(s.ood_dataset, s.ood_config, s.ood_revision, s.ood_split, s.test_rows)
+
+    def completions(
+        self, pairs: Sequence[Row], tokenizer: PreTrainedTokenizerBase, key: str = "completion"
+    ) -> Completions:
+        """Turns pairs into the token rows of a test."""
+        prompts, replies = [row["prompt"] for row in pairs], [row[key] for row in pairs]
+        return Completions.from_texts(prompts, replies, tokenizer, max_length=self.settings.test_length)
+
+    def completion_probe(self, rows: Completions) -> ProbeSet:
+        """Returns a probe of prompts and completions."""
+        return self.probe_of([p + c for p, c in zip(rows.prompt_ids, rows.completion_ids, strict=True)])
+
+    def losses(self, tokenizer: PreTrainedTokenizerBase, probe: ProbeSet) -> dict[str, CompletionLoss]:
+        """Returns the loss on instruction pairs in and out of distribution, and on the general text."""
+        batch = self.settings.test_batch
+        in_distribution = self.completions(to_pairs(self.test_rows(write_rows)), tokenizer)
+        out_of_it = self.completions(to_pairs(self.ood_rows()), tokenizer)
+        rows = [row[:length].tolist() for row, length in zip(probe.input_ids_nt, probe.lengths_n, strict=True)]
+        general = Completions([row[:1] for row in rows], [row[1:] for row in rows])
+        named = {"id": in_distribution, "ood": out_of_it, "general": general}
+        return {name: CompletionLoss(rows, batch_size=batch) for name, rows in named.items()}
+
+    def general_probe(self, tokenizer: PreTrainedTokenizerBase) -> ProbeSet:
+        """Returns held-out general text: of ``--probe_dataset``, the probe of the base, or text of the corpus."""
+        s = self.settings
+        if s.probe_dataset is not None:
+            texts = open_dataset(s.probe_dataset, s.probe_config, streaming=not Path(s.probe_dataset).exists())
+            size = dict(size=s.probe_rows, max_length=s.probe_length, text_column=s.probe_text_column)
+            return ProbeSet.from_dataset(texts, tokenizer, **size)
+        if self.base is not None:
+            of_base = AutoTokenizer.from_pretrained(self.base / "tokenizer")
+            if of_base.get_vocab() == tokenizer.get_vocab():
+                return ProbeSet.load(self.base / "probe.safetensors")
+        texts = self.corpus().texts("probe")
+        return ProbeSet.from_token_ids(probe_rows(texts, tokenizer, s.probe_rows, s.probe_length))
+
+    def probe_of(self, rows: Sequence[Sequence[int]]) -> ProbeSet:
+        """Returns a probe of those token rows that are long enough for the positions that are read."""
+        positions = self.settings.positions
+        shortest = int(positions) + 1 if positions.isdigit() else 2
+        kept = [list(row)[: self.settings.test_length] for row in rows if len(row) >= shortest]
+        return ProbeSet.from_token_ids(kept[: self.settings.probe_rows])
+
+    def geometry_settings(self) -> dict[str, Any]:
+        """Returns how probes are read."""
+        s = self.settings
+        return dict(
+            positions=int(s.positions) if s.positions.isdigit() else s.positions,
+            alpha_window=(s.alpha_first, s.alpha_last),
+            batch_size=s.probe_batch,
+        )
+
+    def callbacks(
+        self, probes: dict[str, ProbeSet], measures: Mapping[str, Callable[..., Any]]
+    ) -> list[TrainerCallback]:
+        """Returns the callbacks that log geometry and behaviour at the same updates."""
+        schedule = Schedule(every=self.settings.every, per_decade=self.settings.per_decade)
+        geometry = GeometryCallback(probes, schedule=schedule, **self.geometry_settings())
+        return [geometry, BehaviourCallback(measures, schedule=schedule)]
+
+    def train(self, trainer: Trainer) -> PreTrainedModel:
+        """Trains, from the last checkpoint where there is one, and saves the weights, adapters merged."""
+        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(self.folder)))
+        if self.settings.lora_rank:
+            model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
+            if trainer.is_world_process_zero():
+                model.save_pretrained(self.folder / "model")
+                trainer.processing_class.save_pretrained(self.folder / "model")
+        else:
+            model = trainer.accelerator.unwrap_model(trainer.model)
+            trainer.save_model(str(self.folder / "model"))
+        return model
+
+    def finish(self, **results: Any) -> None:
+        """Notes that the stage is done, so that it is not run again, and says where everything is."""
+        if not PartialState().is_main_process:
+            return
+        device = torch.cuda.get_device_name() if self.args.device.type == "cuda" else "CPU"
+        minutes = (time.time() - self.began) / 60
+        results |= {"device": device, "processes": PartialState().num_processes}
+        results |= {"date": time.strftime("%Y-%m-%d"), "minutes": round(minutes, 2)}
+        (self.folder / "finished.json").write_text(json.dumps(results, indent=1))
+        print(f"\nfinished in {minutes:.1f} minutes: {self.folder}/ holds geometry.jsonl, behaviour.jsonl and model/")
+
+
+def _remove_stage(folder: Path) -> None:
+    """Removes what a stage writes and nothing else: the folder may hold files of the user's own."""
+    for pattern in ("checkpoint-*", "model", "start", "*-spectra", "*.jsonl", "*.json"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()

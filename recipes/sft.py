@@ -1,0 +1,50 @@
+r"""Supervised fine-tuning with TRL's ``SFTTrainer``, and how it moves geometry and behaviour.
+
+    accelerate launch recipes/pretrain.py --config recipes/configs/base_tiny.yaml
+    accelerate launch recipes/sft.py --config recipes/configs/sft_tiny.yaml
+
+trains the base to write a function from the first line of its docstring: two CPU cores, a minute, no network. The YAML
+file and the command line take this recipe's settings and all of ``trl.SFTConfig``; unknown ones are refused. A hub
+model on hub data, or on local files in the same columns::
+
+    accelerate launch recipes/sft.py --config recipes/configs/sft_paper.yaml --output_dir runs/mine
+"""
+
+from __future__ import annotations
+
+from arguments import RecipeParser
+from data import to_pairs, write_rows
+from datasets import Dataset
+from posttrain import Stage, StageSettings
+from trl import SFTConfig, SFTTrainer
+
+
+def make_parser() -> RecipeParser:
+    """Returns the parser of the command line."""
+    return RecipeParser(StageSettings, SFTConfig, description=__doc__.split("\n")[0])
+
+
+def main(settings: StageSettings, args: SFTConfig) -> None:
+    """Fine-tunes on completions alone, and measures."""
+    stage = Stage(settings, args)
+    if stage.finished:
+        print(f"{stage.folder}: finished already; --overwrite True runs it again")
+        return
+    tokenizer = stage.tokenizer()
+    pairs = to_pairs(stage.train_rows("sft", write_rows))
+    losses = stage.losses(tokenizer, general := stage.general_probe(tokenizer))
+    probes = {"general": general, "task": stage.completion_probe(losses["id"].rows)}
+    trainer = SFTTrainer(
+        model=stage.model(),
+        args=args,
+        train_dataset=Dataset.from_list(pairs),
+        processing_class=tokenizer,
+        peft_config=stage.lora(),
+        callbacks=stage.callbacks(probes, losses),
+    )
+    stage.train(trainer)
+    stage.finish(train_rows=len(pairs))
+
+
+if __name__ == "__main__":
+    main(*make_parser().parse())

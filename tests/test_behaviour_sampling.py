@@ -1,0 +1,342 @@
+"""Completions are draws from the model's own distribution, and drawing them leaves no trace."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import Counter
+
+import pytest
+import tiny
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import GenerationConfig
+
+from geomcallbacks import ProbeSet
+from geomcallbacks.behaviour import Rollouts, RolloutScore, sample
+from geomcallbacks.behaviour.sampling import _Draw
+
+PROMPTS = ["w1 w2 w3 w4", "w5", "w6 w7"]
+
+
+def draw(model, prompts=PROMPTS, tokenizer=None, **changes):
+    settings = {"samples": 4, "max_new_tokens": 6, "batch_size": 5} | changes
+    return sample(model, tokenizer or tiny.tokenizer(), prompts, **settings)
+
+
+def sharp(seed=0, kind="llama", **changes):
+    """A model that does not draw all tokens alike."""
+    model = tiny.model(kind, seed, **changes)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(40)
+    return model
+
+
+def distribution(model, ids):
+    with torch.no_grad():
+        return torch.softmax(model.eval()(input_ids=torch.tensor([ids])).logits[0, -1].double(), -1)
+
+
+def test_shapes_and_rows():
+    made = draw(sharp())
+    assert made.prompts == PROMPTS
+    assert [len(group) for group in made.completions] == [4, 4, 4]
+    assert made.samples == 4
+    assert len(made.token_ids) == 12
+    tokenizer = tiny.tokenizer()
+    for row, ids in enumerate(made.token_ids):
+        p, s = divmod(row, 4)
+        prompt = tokenizer(PROMPTS[p])["input_ids"]
+        assert ids[: len(prompt)] == prompt
+        assert len(ids) == len(prompt) + made.completion_tokens[p][s] <= len(prompt) + 6
+        assert 2 not in ids  # EOS
+        assert made.completions[p][s] == tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)
+    assert len(ProbeSet.from_token_ids(made.token_ids)) == 12
+
+
+def test_first_tokens_follow_the_models_distribution():
+    """4,000 draws a prompt, against the probabilities of a forward pass: χ² below its 99.9 % quantile, and the test
+    notices another temperature.
+    """
+    from scipy.stats import chi2
+
+    model, n = sharp(), 4000
+    made = draw(model, samples=n, max_new_tokens=1, batch_size=1000)
+    tempered = draw(model, samples=n, max_new_tokens=1, batch_size=1000, temperature=1.2)
+    for p, prompt in enumerate(PROMPTS):
+        p_v = distribution(model, tiny.tokenizer()(prompt)["input_ids"])
+
+        def statistic(rollouts, p=p, p_v=p_v):
+            # EOS leaves no token; it is counted as what is missing.
+            rows = [
+                ids[-1]
+                for ids, c in zip(rollouts.token_ids[p * n : (p + 1) * n], rollouts.completion_tokens[p], strict=True)
+                if c
+            ]
+            seen = Counter(rows) | Counter({2: n - len(rows)})
+            expected = p_v * n
+            common = [v for v in range(tiny.VOCABULARY) if expected[v] >= 5]
+            rare = n - sum(seen[v] for v in common), n - float(expected[common].sum())
+            cells = [(seen[v], float(expected[v])) for v in common] + [rare]
+            cells = [(a, b) for a, b in cells if b > 1e-6]
+            return sum((a - b) ** 2 / b for a, b in cells), chi2.ppf(0.999, len(cells) - 1)
+
+        value, limit = statistic(made)
+        assert value < limit
+        value, limit = statistic(tempered)
+        assert value > limit
+
+
+def test_later_tokens_follow_the_distribution_after_the_earlier_ones():
+    """Left padding and cache: the mean log-probability of the drawn tokens under a plain forward pass is minus their
+    mean entropy, within four standard errors, for a long and a short prompt drawn in one batch.
+    """
+    model = sharp()
+    made = draw(model, PROMPTS[:2], samples=200, max_new_tokens=5, batch_size=400)
+    prompts = [tiny.tokenizer()(text)["input_ids"] for text in PROMPTS[:2]]
+    for p in range(2):
+        gaps = []
+        for ids in made.token_ids[p * 200 : (p + 1) * 200]:
+            for end in range(len(prompts[p]) + 1, len(ids)):
+                p_v = distribution(model, ids[:end])
+                entropy = float(-(p_v * p_v.clamp_min(1e-30).log()).sum())
+                gaps.append(float(p_v[ids[end]].log()) + entropy)
+        spread = torch.tensor(gaps)
+        assert abs(float(spread.mean())) < 4 * float(spread.std()) / math.sqrt(len(gaps))
+
+
+def test_draws_invert_the_cumulative_distribution():
+    """A token of no probability is never drawn; nor does the processor need more than one uniform number a row."""
+    scores = torch.tensor([[-math.inf, 0.0, -math.inf, math.log(3.0), -math.inf]]).expand(20_000, 5)
+    token = _Draw(1.0, 0, torch.device("cpu"))(None, scores).argmax(-1)
+    assert set(token.tolist()) == {1, 3}
+    assert float((token == 3).double().mean()) == pytest.approx(0.75, abs=0.01)
+
+
+def test_low_temperature_takes_the_likeliest_of_each_prefix():
+    """Rows of differing length in one batch, of a model that attends to all it sees: padding must not be seen, and
+    positions count from the first real token.
+    """
+    model = sharp()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "proj" in name or "embed" in name:
+                weight.mul_(12)
+    made = draw(model, temperature=1e-4, samples=2, batch_size=6)
+    for p, prompt in enumerate(PROMPTS):
+        ids = tiny.tokenizer()(prompt)["input_ids"]
+        assert made.completion_tokens[p][0] >= 3
+        for token in made.token_ids[2 * p][len(ids) :]:
+            assert token == int(distribution(model, ids).argmax())
+            ids.append(token)
+        assert made.completions[p][0] == made.completions[p][1]
+
+
+def test_completions_are_cut_at_eos():
+    """Another token is made the EOS: the same draws, cut where it first stands."""
+    model, tokenizer, prompt = sharp(), tiny.tokenizer(), 5
+    tokenizer.eos_token = None
+    whole = draw(model, PROMPTS[:1], tokenizer, samples=40, batch_size=40)
+    common = Counter(token for ids in whole.token_ids for token in ids[prompt:]).most_common(1)[0][0]
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(common)
+    made = draw(model, PROMPTS[:1], tokenizer, samples=40, batch_size=40)
+    cut = [ids[: ids.index(common, prompt)] if common in ids[prompt:] else ids for ids in whole.token_ids]
+    assert made.token_ids == cut != whole.token_ids
+    assert made.completion_tokens == [[len(ids) - prompt for ids in cut]]
+    assert not any(tokenizer.eos_token in text.split() for text in made.completions[0])
+
+
+def test_same_arguments_same_completions_whatever_was_drawn_before():
+    model = sharp(attention_dropout=0.5)
+    first = draw(model)
+    torch.rand(100)
+    assert draw(model) == first
+    assert draw(model).fingerprint == first.fingerprint
+    assert draw(model, seed=1).fingerprint != first.fingerprint
+    assert draw(sharp(seed=1)).fingerprint != first.fingerprint
+
+
+def test_of_the_models_generation_settings_nothing_counts():
+    model = sharp()
+    first = draw(model)
+    model.generation_config = GenerationConfig(
+        top_k=1,
+        temperature=0.1,
+        repetition_penalty=3.0,
+        num_beams=3,
+        suppress_tokens=[4, 5, 6],
+        max_length=3,
+        min_new_tokens=5,
+        eos_token_id=[2, 9, 10, 11],
+    )
+    assert draw(model) == first
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_nothing_is_left_behind(checkpointing):
+    model = sharp(attention_dropout=0.5)
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+        model.config.use_cache = False
+    model.model.layers[1].eval()
+    tokenizer = tiny.tokenizer()
+    tokenizer(["w1 w2", "w3"], padding="max_length", truncation=True, max_length=17)
+    before = snapshot(model, tokenizer)
+    draw(model, tokenizer=tokenizer)
+    assert snapshot(model, tokenizer) == before
+
+
+def snapshot(model, tokenizer):
+    return (
+        [m.training for m in model.modules()],
+        [sorted(vars(m)) for m in model.modules()],
+        id(model.generation_config),
+        model.generation_config.to_dict(),
+        model.config.to_dict(),
+        tokenizer.backend_tokenizer.to_str(),
+        copy.copy(vars(tokenizer)),
+        tokenizer.padding_side,
+        tiny.random_states(),
+        {name: hash(value.numpy().tobytes()) for name, value in model.state_dict().items()},
+        [p.grad for p in model.parameters()],
+    )
+
+
+def test_a_failure_leaves_nothing_behind_either():
+    model, tokenizer = sharp(), tiny.tokenizer()
+    before = snapshot(model, tokenizer)
+    with torch.no_grad():
+        kept = model.lm_head.weight[3].clone()
+        model.lm_head.weight[3] = math.nan
+    with pytest.raises(RuntimeError, match="no distribution"):
+        draw(model, tokenizer=tokenizer)
+    with torch.no_grad():
+        model.lm_head.weight[3] = kept
+    assert snapshot(model, tokenizer) == before
+
+
+def test_of_an_adapted_model_the_adapter_counts_and_stays():
+    base = sharp()
+    plain = draw(base)
+    model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj", "lm_head"], init_lora_weights=False))
+    before = snapshot(model.base_model.model, tiny.tokenizer())
+    assert draw(model).fingerprint != plain.fingerprint
+    assert snapshot(model.base_model.model, tiny.tokenizer())[:5] == before[:5]
+    with model.disable_adapter():
+        assert draw(model) == plain
+
+
+@pytest.mark.parametrize("kind", list(tiny.CONFIGS))
+def test_every_architecture_and_bf16(kind):
+    assert sum(map(sum, draw(tiny.model(kind).to(torch.bfloat16)).completion_tokens)) > 12
+    with torch.autocast("cpu", torch.bfloat16):
+        assert sum(map(sum, draw(tiny.model(kind)).completion_tokens)) > 12
+
+
+def test_a_tokenizer_without_pad_and_eos():
+    tokenizer = tiny.tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token = None
+    made = draw(sharp(), tokenizer=tokenizer)
+    assert [count for counts in made.completion_tokens for count in counts] == [6] * 12
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"samples": 0}, ValueError, "samples=0"),
+        ({"max_new_tokens": 0}, ValueError, "max_new_tokens=0"),
+        ({"temperature": 0.0}, ValueError, "temperature=0"),
+        ({"batch_size": 0}, ValueError, "batch_size=0"),
+        ({"prompts": []}, ValueError, "prompts is empty"),
+        ({"prompts": "w1"}, TypeError, "prompts is a single string"),
+        ({"prompts": [3]}, TypeError, r"prompts\[0\] is a int"),
+        ({"max_new_tokens": 64, "model": tiny.model("gpt2")}, ValueError, "64 positions"),
+    ],
+)
+def test_bad_input_is_refused(changes, error, message):
+    with pytest.raises(error, match=message):
+        draw(**({"model": sharp()} | changes))
+
+
+# RolloutScore
+
+
+def score(**changes):
+    settings = dict(
+        prompts=["w1", "w2"],
+        reward=lambda text, p: float(text.split()[-1] == f"w{p + 5}") if text else 0.5,
+        tokenizer=tiny.tokenizer(),
+        answer=lambda text: text.split()[-1] if text else None,
+        samples=4,
+        max_new_tokens=6,
+        ks=(1, 2),
+    )
+    return RolloutScore(**(settings | changes))
+
+
+ROLLOUTS = Rollouts(
+    prompts=["w1", "w2"],
+    completions=[["w5", "w5", "w9 w6", ""], ["w6 w6 w6", "w6", "w6", "w6 w6"]],
+    token_ids=[[1]] * 8,
+    completion_tokens=[[1, 1, 2, 0], [3, 1, 1, 2]],
+)
+
+
+def test_scores_by_hand():
+    found = score().evaluate(ROLLOUTS)
+    assert found == {
+        "reward": pytest.approx((1 + 1 + 0 + 0.5 + 4) / 8),
+        "pass@1": pytest.approx((2 / 4 + 1) / 2),
+        "pass@2": pytest.approx((1 - 1 / 6 + 1) / 2),
+        "distinct_answers": pytest.approx((3 / 4 + 1 / 4) / 2),
+        "answer_entropy": pytest.approx(1.5 * math.log(2) / 2),
+        "distinct_1": pytest.approx((3 / 4 + 1 / 7) / 2),
+        "distinct_2": pytest.approx((1 / 1 + 1 / 3) / 2),
+        "no_answer": 1 / 8,
+        "length": 11 / 8,
+    }
+
+
+def test_self_bleu_only_where_asked_for():
+    alike = Rollouts(["w1", "w2"], [["a b c d", "a b c d", "z", "z"]] * 2, [[1]] * 8, [[4, 4, 1, 1]] * 2)
+    assert score(self_bleu_samples=2).evaluate(alike)["self_bleu"] == pytest.approx(1.0)
+    assert score(self_bleu_samples=4).evaluate(alike)["self_bleu"] == pytest.approx(0.5)
+
+
+def test_no_bigrams_is_no_value():
+    short = Rollouts(["w1", "w2"], [["a"] * 4] * 2, [[1]] * 8, [[1] * 4] * 2)
+    assert math.isnan(score().evaluate(short)["distinct_2"])
+
+
+def test_called_with_a_model_it_samples_and_scores():
+    made, model = score(), sharp()
+    assert made(model) == made.evaluate(made.sample(model))
+    assert made(model).keys() == score().evaluate(ROLLOUTS).keys()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"ks": (1, 5)}, ValueError, r"ks=\(1, 5\).*samples=4"),
+        ({"ks": (0,)}, ValueError, r"ks=\(0,\)"),
+        ({"samples": 0}, ValueError, "samples=0"),
+        ({"reward": None}, TypeError, "reward is a NoneType"),
+        ({"answer": 3}, TypeError, "answer is a int"),
+        ({"self_bleu_samples": 1}, ValueError, "self_bleu_samples=1"),
+        ({"self_bleu_samples": 5}, ValueError, "self_bleu_samples=5"),
+        ({"prompts": []}, ValueError, "prompts is empty"),
+    ],
+)
+def test_bad_settings_are_refused_at_construction(changes, error, message):
+    with pytest.raises(error, match=message):
+        score(**changes)
+
+
+def test_rollouts_of_other_prompts_are_refused():
+    with pytest.raises(ValueError, match="other prompts"):
+        score(prompts=["w1", "w3"]).evaluate(ROLLOUTS)
+
+
+def test_prompts_that_do_not_fit_the_model_are_refused():
+    with pytest.raises(ValueError, match="64 positions"):
+        score(max_new_tokens=63).check(tiny.model("gpt2"))

@@ -1,0 +1,271 @@
+"""Reading and comparing the stages of a contrast, on folders that the tests write."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import contrast
+import pytest
+from contrast import ContrastSettings, main, parse_seeds
+from contrast_compare import clock_minutes, guessing
+from contrast_folders import KS, UPDATES, geometry, write_base, write_contrast, write_lines, write_stage
+from contrast_plan import chosen_updates
+from contrast_read import newest, read_stage
+from contrast_run import find_launcher
+from contrast_table import table
+
+
+def compare_in(root: Path, **changed: Any) -> dict[str, Any]:
+    main(ContrastSettings(str(root), only_read=True, **changed))
+    return json.loads((root / "contrast.json").read_text())
+
+
+def found(numbers: dict[str, Any], stage: str, source: str) -> dict[str, Any]:
+    rows = [row for row in numbers["statements"] + numbers["shown"] if (row["stage"], row["source"]) == (stage, source)]
+    assert len(rows) == 1
+    return rows[0]
+
+
+def test_changes_and_intervals_by_hand(tmp_path: Path) -> None:
+    write_contrast(tmp_path)
+    numbers = compare_in(tmp_path)
+    row = found(numbers, "sft", "geometry/general/rankme")
+    assert row["starts"] == pytest.approx([20.0, 21.0, 22.0])
+    assert row["changes"] == pytest.approx([5.0, 5.5, 6.0])
+    # Mean 5.5, standard deviation 0.5, t(2) = 4.302653: 5.5 -+ 4.302653 * 0.5 / sqrt(3).
+    assert (row["mean"], row["low"], row["high"]) == pytest.approx((5.5, 4.257931, 6.742069), abs=1e-5)
+    assert row["verdict"] == "reproduced"
+    assert found(numbers, "grpo", "many/reward")["changes"] == pytest.approx([0.5, 0.51, 0.52])
+    assert found(numbers, "grpo_base", "geometry/general/rankme")["mean"] == pytest.approx(-1.1)
+    assert found(numbers, "dpo", "behaviour/preference/accuracy")["mean"] == pytest.approx(0.33)
+    assert found(numbers, "sft", "geometry/task/rankme")["verdict"] is None
+    assert numbers["missing"] == []
+    assert {row["verdict"] for row in numbers["statements"]} == {"reproduced"}
+    assert len(numbers["statements"]) == 13 + 9 + 4
+
+
+def test_each_verdict(tmp_path: Path) -> None:
+    write_contrast(tmp_path, factors={0: -1.0, 1: -1.0, 2: -1.0})
+    verdicts = {row["source"]: row["verdict"] for row in compare_in(tmp_path)["statements"] if row["stage"] == "sft"}
+    assert set(verdicts.values()) == {"opposite"}
+    write_contrast(tmp_path, factors={1: -1.0})
+    assert found(compare_in(tmp_path), "sft", "geometry/general/rankme")["verdict"] == "inconclusive"
+    one = found(compare_in(tmp_path, seeds="0"), "sft", "geometry/general/rankme")
+    assert (one["verdict"], one["low"], one["mean"]) == ("inconclusive", None, pytest.approx(5.0))
+
+
+def test_overtraining_by_hand(tmp_path: Path) -> None:
+    write_contrast(tmp_path)
+    numbers = compare_in(tmp_path)
+    points = numbers["overtraining"]["1"]
+    assert [point["update"] for point in points] == [80, 160, 320, 640, 1280, 2560]
+    assert [point["tokens"] for point in points] == [80_000, 160_000, 320_000, 640_000, 1_280_000, 2_560_000]
+    assert [point["rankme"] for point in points] == pytest.approx([11 + update / 100 for update in UPDATES[2:]])
+    # -0.1 for each doubling of the tokens is -0.1 / log10(2) for each tenfold.
+    assert found(numbers, "overtraining", "id/tokens")["changes"] == pytest.approx([-0.332193] * 3, abs=1e-6)
+    assert found(numbers, "overtraining", "ood/tokens")["changes"] == pytest.approx([0.166096] * 3, abs=1e-6)
+    # Deviations of RankMe -7.6, -6.8, -5.2, -2, 4.4, 17.2: slope -0.1 * 80.4 / 450.24, and half of it upwards.
+    assert found(numbers, "overtraining", "id/rankme")["changes"] == pytest.approx([-0.0178571] * 3, abs=1e-6)
+    assert found(numbers, "overtraining", "ood/rankme")["changes"] == pytest.approx([0.0089286] * 3, abs=1e-6)
+    assert numbers["overtraining_end"]["changes"] == pytest.approx([0.25] * 3)  # the first checkpoint's is the lowest
+
+
+def test_pass_at_k_the_requirement_and_the_two_by_two(tmp_path: Path) -> None:
+    write_contrast(tmp_path)
+    numbers = compare_in(tmp_path)
+    curves = numbers["pass_at_k"]["grpo"]
+    assert curves["k"] == list(KS)
+    # before 1 - 0.8/k: 0.2, 0.6, 0.8, …; after 0.70, 0.72, 0.74, …: behind from k = 4
+    assert curves["crossing"] == {"after_leads_first": True, "k": 4}
+    required = numbers["requirement"]
+    assert required["answers"] == 494  # 2-198 … 297
+    assert required["least"] == pytest.approx(1 - (493 / 494) ** 256 + 0.3)
+    assert required["met"] == [True] * 3
+    row = numbers["crossed"]["grpo"][0]
+    assert row["cells"]["end weights, start rollouts"] == pytest.approx([29.0, 30.0, 31.0])
+    assert row["weights"]["mean"] == pytest.approx(((29 - 30) + (18 - 20)) / 2)
+    assert row["rollouts"]["mean"] == pytest.approx(((20 - 30) + (18 - 29)) / 2)
+
+
+def test_a_base_that_guesses_is_said_to_miss_the_requirement(tmp_path: Path) -> None:
+    write_contrast(tmp_path)
+    file = tmp_path / "seed-1" / "grpo_base" / "rollouts.json"
+    rollouts = json.loads(file.read_text())
+    rollouts["start"]["pass@256"] = 0.70  # guessing reaches 0.405, so 0.705 is asked for
+    file.write_text(json.dumps(rollouts))
+    assert compare_in(tmp_path)["requirement"]["met"] == [True, False, True]
+    assert guessing(494, 256) == pytest.approx(0.4048, abs=1e-4)
+
+
+def test_the_page_and_the_figure(tmp_path: Path) -> None:
+    write_contrast(tmp_path)
+    compare_in(tmp_path)
+    page = (tmp_path / "contrast.md").read_text()
+    for text in ("tiny, seeds 0, 1, 2", "CPU, 2026-11-22", "n = 2048, d = 64", "ranks 6–48", "corpus"):
+        assert text in page
+    line = next(line for line in page.splitlines() if "RankMe rises" in line)
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells == [
+        *("SFT", "RankMe rises", "21 → 26.5", "+5.5 [+4.26, +6.74]", "+5, +5.5, +6", "reproduced"),
+    ]
+    assert "after leads first, before from k = 4" in page
+    assert (tmp_path / "contrast.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_columns_are_aligned_in_plain_text() -> None:
+    lines = table(("a", "wide"), [("α falls", "1"), ("x", "−22222")]).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert lines[0] == "| a       | wide   |"
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"fingerprint": "other"}, "fingerprint of the general probe is 'general-print'"),
+        ({"n": 1024}, "n of the general probe is 2048"),
+        ({"alpha_window": [5, 48]}, r"alpha_window of the general probe is \[6, 48\]"),
+        ({"precision": "bf16"}, "precision of the general probe is 'fp32'"),
+    ],
+)
+def test_seeds_with_another_probe_are_refused(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
+    write_contrast(tmp_path)
+    write_stage(tmp_path / "seed-2" / "dpo", "dpo", 2, **changed)
+    with pytest.raises(ValueError, match=message) as raised:
+        compare_in(tmp_path)
+    assert "seed-0/sft" in str(raised.value)
+    assert "seed-2/dpo" in str(raised.value)
+
+
+def test_a_probe_that_changes_within_a_stage_is_refused(tmp_path: Path) -> None:
+    write_stage(tmp_path, "sft")
+    lines = (tmp_path / "geometry.jsonl").read_text().splitlines()
+    lines[-2] = lines[-2].replace("general-print", "other")
+    (tmp_path / "geometry.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(ValueError, match=r"fingerprint of the probe 'general' in .*'general-print' \(update 0\)"):
+        read_stage(tmp_path)
+
+
+def test_seeds_with_another_corpus_are_refused(tmp_path: Path) -> None:
+    write_contrast(tmp_path)
+    write_base(tmp_path / "seed-1" / "base", 1, fingerprint="of another Python")
+    with pytest.raises(ValueError, match=r"corpus fingerprint is 'corpus'.*seed-0.*'of another Python'.*seed-1"):
+        compare_in(tmp_path)
+
+
+def test_missing_stages_are_listed_and_the_rest_is_compared(tmp_path: Path) -> None:
+    write_contrast(tmp_path)
+    (tmp_path / "seed-1" / "dpo" / "finished.json").unlink()
+    (tmp_path / "seed-2" / "overtraining" / "step-000160" / "finished.json").unlink()
+    numbers = compare_in(tmp_path)
+    assert numbers["missing"] == ["seed 1: dpo", "seed 2: overtraining/step-000160"]
+    assert found(numbers, "dpo", "geometry/general/rankme")["changes"] == [pytest.approx(2), None, pytest.approx(2.4)]
+    assert sorted(numbers["overtraining"]) == ["0", "1"]
+    assert "seed 1: dpo; seed 2: overtraining/step-000160" in (tmp_path / "contrast.md").read_text()
+
+
+def test_a_bare_chain_can_be_read_and_an_empty_folder_cannot(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no stage is finished there; leave out --only_read"):
+        compare_in(tmp_path)
+    write_base(tmp_path / "seed-0" / "base")
+    write_stage(tmp_path / "seed-0" / "sft", "sft")
+    numbers = compare_in(tmp_path, seeds="0", from_base=False, overtraining=0)
+    assert numbers["missing"] == ["seed 0: dpo", "seed 0: grpo"]
+    assert (tmp_path / "contrast.png").is_file()
+
+
+def test_an_instruction_tuned_model_is_shown_and_not_judged(tmp_path: Path) -> None:
+    write_contrast(tmp_path / "small")
+    write_stage(tmp_path / "real" / "sft", "sft", fingerprint="another text", d=576, alpha_window=[11, 100])
+    numbers = compare_in(tmp_path / "small", real=str(tmp_path / "real"))
+    assert [row["verdict"] for row in numbers["real"]["rows"]] == [None] * 4
+    assert numbers["real"]["rows"][0]["changes"] == [5.0]
+    page = (tmp_path / "small" / "contrast.md").read_text()
+    assert "d = 576" in page.split("## Already instruction-tuned; not judged")[1]
+    assert len(numbers["statements"]) == 26
+
+
+def test_other_settings_between_seeds_are_noted(tmp_path: Path) -> None:
+    write_contrast(tmp_path)
+    for seed, rate in ((0, 1e-3), (1, 1e-3), (2, 2e-3)):
+        settings = {"learning_rate": rate, "seed": seed, "output_dir": f"seed-{seed}"}
+        (tmp_path / f"seed-{seed}" / "sft" / "settings.json").write_text(json.dumps(settings))
+    assert compare_in(tmp_path)["notes"] == ["sft: learning_rate is 0.001 for seed 0 and 0.002 for seed 2"]
+
+
+def test_values_of_another_update_never_stand_for_the_last(tmp_path: Path) -> None:
+    write_stage(tmp_path, "sft")
+    write_lines(tmp_path / "behaviour.jsonl", [{"step": 0, "id/loss": 3.0}, {"step": 10, "id/loss": 2.0}])
+    numbers = read_stage(tmp_path)
+    assert numbers.start["behaviour/id/loss"] == 3.0
+    assert "behaviour/id/loss" not in numbers.end
+
+
+def test_a_stage_that_was_started_again_from_nothing_is_read_from_its_last_start(tmp_path: Path) -> None:
+    write_stage(tmp_path, "sft")
+    for number in (2, 10):
+        write_lines(tmp_path / f"geometry-{number}.jsonl", [])
+    assert newest(tmp_path, "geometry").name == "geometry-10.jsonl"
+    assert newest(tmp_path, "behaviour").name == "behaviour.jsonl"
+
+
+def test_numbers_that_are_not_finite_are_missing(tmp_path: Path) -> None:
+    write_stage(tmp_path, "grpo")
+    file = tmp_path / "rollouts.json"
+    file.write_text(file.read_text().replace('"self_bleu": 0.3', '"self_bleu": NaN'))
+    assert read_stage(tmp_path).start["many/self_bleu"] is None
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [(6, [80, 160, 320, 640, 1280, 2560]), (5, [160, 320, 640, 1280, 2560])],
+)
+def test_checkpoints_are_nearest_on_a_log_scale(tmp_path: Path, count: int, expected: list[int]) -> None:
+    write_base(tmp_path)
+    assert chosen_updates(tmp_path, count) == expected
+
+
+def test_nearest_is_by_ratio_not_by_difference(tmp_path: Path) -> None:
+    updates = (0, 20, 44, 60, 130, 240, 500, 1000)  # 1000/32 = 31.25: 20 is 11.25 away and 44 12.75, but 1.41 times
+    write_lines(tmp_path / "geometry.jsonl", [geometry(update, "probe", 1.0) for update in updates])
+    assert chosen_updates(tmp_path, 6) == [44, 60, 130, 240, 500, 1000]
+
+
+def test_too_few_checkpoints_are_refused(tmp_path: Path) -> None:
+    write_base(tmp_path)
+    for update in UPDATES[1:-1]:
+        shutil.rmtree(tmp_path / "checkpoints" / f"step-{update:06d}")
+    with pytest.raises(ValueError, match=r"overtraining=6: .* at the updates \[2560\].*--checkpoints measured"):
+        chosen_updates(tmp_path, 6)
+
+
+@pytest.mark.parametrize("text", ["", "0,x", "0,,1", "-1", "1.5", "0,0", "²", ",".join(map(str, range(32)))])
+def test_wrong_seeds_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"seeds=.*give"):
+        ContrastSettings(seeds=text)
+
+
+def test_settings_are_checked_at_construction(tmp_path: Path) -> None:
+    assert parse_seeds("0, 1,100") == [0, 1, 100]
+    for changed, message in (
+        ({"jobs": 0}, "jobs=0"),
+        ({"overtraining": 4}, "overtraining=4: give 5"),
+        ({"real": str(tmp_path / "none")}, "real=.*no such folder"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ContrastSettings(**changed)
+    with pytest.raises(ValueError, match="launcher='no-such-program x'"):
+        find_launcher("no-such-program x")
+
+
+def test_the_configuration_is_read() -> None:
+    config = Path(contrast.__file__).parent / "configs" / "contrast_tiny.yaml"
+    settings = contrast.make_parser().parse(["--config", str(config), "--jobs", "1"])
+    assert (settings.seed_list, settings.jobs, settings.overtraining, settings.preset) == ([0, 1, 2], 1, 6, "tiny")
+
+
+def test_minutes_on_the_clock_count_what_ran_side_by_side_once() -> None:
+    rows = [(0, 10), (300, 1), (540, 2), (6000, 1)]  # seconds, minutes: 0–10, within it, 9–11, 100–101
+    assert clock_minutes([{"began": began, "minutes": minutes} for began, minutes in rows]) == pytest.approx(12.0)
