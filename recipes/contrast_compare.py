@@ -151,12 +151,13 @@ def _requirement(by_seed: Mapping[int, StageNumbers], seeds: Sequence[int]) -> d
     ones, many = ([start.get(f"many/pass@{k}") for start in starts] for k in (1, MOST_TRIES))
     if set(ones) == {None} or set(many) == {None}:
         return None
-    guess = guessing(len(ANSWERS[3]), MOST_TRIES)
+    answers = [len(ANSWERS[terms]) for terms in (2, 3)]  # half of the problems are of each kind
+    guess = sum(guessing(count, MOST_TRIES) for count in answers) / len(answers)
     met = [
         None if one is None or most is None else one < HARDEST_PASS_1 and most >= guess + LEAST_GAIN
         for one, most in zip(ones, many, strict=True)
     ]
-    return {"answers": len(ANSWERS[3]), "guessing": guess, "least": guess + LEAST_GAIN, "pass@1": ones, key: many} | {
+    return {"answers": answers, "guessing": guess, "least": guess + LEAST_GAIN, "pass@1": ones, key: many} | {
         "met": met
     }
 

@@ -132,6 +132,12 @@ def read_stage(folder: Path) -> StageNumbers:
     if not general:
         raise ValueError(f"{folder}: geometry.jsonl has no record of a probe 'general'; run the stage again")
     first, last = min(general), max(general)
+    finished = _json(folder / "finished.json")
+    if (first, last) != (0, finished.get("updates", last)):
+        raise ValueError(
+            f"{folder}: the general text was measured from update {first} to {last}, the stage ran from 0 to "
+            f"{finished.get('updates', last)}: the log says why; run the stage again with --overwrite True"
+        )
     if first == last:
         raise ValueError(f"{folder}: measured at update {first} alone, so nothing has changed; run the stage again")
     starts = {record["probe"]: record for record in geometry if record["step"] == first}
@@ -150,9 +156,7 @@ def read_stage(folder: Path) -> StageNumbers:
             (start if record["step"] == first else end).update(keys)
     probe = {key: starts["general"].get(key) for key in PROBE_KEYS}
     crossed = _read_crossed(folder)
-    return StageNumbers(
-        folder, start, end, probe, crossed, _json(folder / "finished.json"), _json(folder / "settings.json")
-    )
+    return StageNumbers(folder, start, end, probe, crossed, finished, _json(folder / "settings.json"))
 
 
 def newest(folder: Path, stem: str) -> Path:

@@ -145,9 +145,11 @@ def _crossing(at: Mapping[str, Any] | None) -> str:
 
 def _requirement(found: Mapping[str, Any]) -> str:
     verdicts = ["–" if met is None else "met" if met else "not met" for met in found["met"]]
+    sets = " or ".join(map(str, found["answers"]))
     return (
         f"Required of the base: pass@1 below 0.3, and pass@256 of at least {found['least']:.3f} (uniform guesses over "
-        f"{found['answers']} answers reach {found['guessing']:.3f}).\nBy seed: pass@1 "
+        f"the {sets} possible answers of two or three terms reach {found['guessing']:.3f} on average).\n"
+        f"By seed: pass@1 "
         f"{', '.join(map(value, found['pass@1']))}; pass@256 {', '.join(map(value, found['pass@256']))}: "
         f"{', '.join(verdicts)}."
     )

@@ -221,6 +221,8 @@ def open_dataset(
 def _load_arguments(name: str) -> tuple[str, dict[str, Any]]:
     """Turns a name into what ``load_dataset`` takes: its path and further options."""
     path = Path(name)
+    if name.startswith("hf://") and path.suffix in LOCAL_BUILDERS:  # files of a hub repository, by a pattern
+        return LOCAL_BUILDERS[path.suffix], {"data_files": name}
     if not path.exists():
         if path.suffix in LOCAL_BUILDERS or name.startswith((".", "/", "~")):
             raise ValueError(f"dataset={name!r} looks like a local file or folder but does not exist; check the path")

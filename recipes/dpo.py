@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 
 from accelerate import PartialState
 from arguments import RecipeParser, setting
 from arithmetic import read_answer
 from data import Row, to_pairs, to_preferences, write_rows
 from datasets import Dataset
-from posttrain import Stage, StageSettings
+from posttrain import Stage, write_whole
+from stage_settings import StageSettings
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import DPOConfig, DPOTrainer
 
@@ -29,7 +29,7 @@ from geomcallbacks.behaviour import PreferenceScore, sample
 class PreferenceSettings(StageSettings):
     """Settings of any stage, and those of the sampled replies."""
 
-    sampled_tokens: int = setting(96, "tokens of a sampled reply; one that does not end by then is not used")
+    sampled_tokens: int = setting(96, "tokens of a sampled reply; one whose text fills them is not used")
     samples: int = setting(8, "replies sampled for a prompt, of which the one nearest in length to the chosen is used")
     samples_temperature: float = setting(1.0, "temperature of the sampled replies")
     samples_seed: int = setting(0, "seed of the sampled replies")
@@ -52,7 +52,7 @@ def main(settings: PreferenceSettings, args: DPOConfig) -> None:
     chosen, rejected = (stage.completions(test, tokenizer, key) for key in ("chosen", "rejected"))
     losses = stage.losses(tokenizer, general := stage.general_probe(tokenizer))
     score = PreferenceScore(chosen, rejected, batch_size=settings.test_batch, reference=model)
-    probes = {"general": general, "task": stage.completion_probe(chosen)}
+    probes = {"general": general, "task": stage.completion_probe(chosen, tokenizer.eos_token_id)}
     trainer = DPOTrainer(
         model=model,
         args=args,
@@ -68,12 +68,13 @@ def main(settings: PreferenceSettings, args: DPOConfig) -> None:
 def preference_rows(stage: Stage, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, part: str) -> list[Row]:
     """Returns rows with ``chosen`` and ``rejected``: those of the data set, or replies sampled once and kept."""
     rows = stage.train_rows("preference", write_rows) if part == "train" else stage.test_rows(write_rows)
-    if "rejected" in rows[0]:
+    if rows and "rejected" in rows[0]:
         return rows
     file = stage.folder / f"pairs_{part}.jsonl"
     with PartialState().main_process_first():
         if not file.is_file():
-            _write(file, sample_rejected(stage, model, tokenizer, rows))
+            found = sample_rejected(stage, model, tokenizer, rows)
+            write_whole(file, "".join(json.dumps(row) + "\n" for row in found))
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
@@ -112,12 +113,6 @@ def sample_rejected(
 def _as_good(reply: str, chosen: str) -> bool:
     right = read_answer(chosen)
     return reply == chosen or (right is not None and read_answer(reply) == right)
-
-
-def _write(file: Path, rows: list[Row]) -> None:
-    scratch = file.with_suffix(".part")
-    scratch.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    scratch.rename(file)
 
 
 if __name__ == "__main__":

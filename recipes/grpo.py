@@ -18,8 +18,9 @@ from accelerate import PartialState
 from arguments import RecipeParser, setting
 from data import Row, problem_rows, read_rows, to_pairs, to_problems
 from datasets import Dataset
-from posttrain import Stage, StageSettings
+from posttrain import Stage, write_whole
 from rewards import VERIFIERS, Verifier
+from stage_settings import StageSettings
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
 
@@ -36,8 +37,9 @@ class RewardSettings(StageSettings):
     test_problems: int = setting(64, "held-out problems on which rollouts are judged")
     ood_terms: int = setting(4, "terms of the out-of-distribution problems; those trained on have two and three")
     samples: int = setting(8, "rollouts a held-out problem along the run")
-    ood_problems: str | None = setting(None, "data set of out-of-distribution problems; default: the test itself")
+    ood_problems: str | None = setting(None, "data set of out-of-distribution problems, with --dataset")
     many_samples: int = setting(256, "rollouts a held-out problem at the start and at the end, for pass@k")
+    rollout_batch: int = setting(256, "rollouts that are sampled together; other numbers give other samples")
     rollout_rows: int = setting(4, "rollouts a held-out problem in the rollout probe")
 
 
@@ -55,16 +57,16 @@ def main(settings: RewardSettings, args: GRPOConfig) -> None:
     tokenizer, model = stage.tokenizer(), stage.model()
     verifier = VERIFIERS[settings.verifier]()
     train, test, ood = problem_sets(stage)
+    if settings.verifier == "integer" and not all(row["answer"].lstrip("-").isdecimal() for row in to_problems(train)):
+        raise SystemExit("--verifier integer: an answer of the data set is no integer; give --verifier math_verify")
     losses = stage.losses(tokenizer, general := stage.general_probe(tokenizer))
-    along = {
-        "rollouts": score(stage, test, verifier, tokenizer, settings.samples),
-        "rollouts_ood": score(stage, ood, verifier, tokenizer, settings.samples),
-    }
+    sets = {"rollouts": test} | ({"rollouts_ood": ood} if ood else {})
+    along = {name: score(stage, rows, verifier, tokenizer, settings.samples) for name, rows in sets.items()}
     prompts = [row["prompt"] for row in to_problems(test)]
     probes = {
         "general": general,
-        "task": stage.completion_probe(stage.completions(to_pairs(test), tokenizer)),
-        "rollouts": rollout_probe(stage, model, tokenizer, prompts),
+        "task": stage.completion_probe(stage.completions(to_pairs(test), tokenizer), tokenizer.eos_token_id),
+        "rollouts": rollout_probe(stage, "start", model, tokenizer, prompts),
     }
     many = score(stage, test, verifier, tokenizer, settings.many_samples, extensive=True)
     judge(stage, "start", many, model)
@@ -77,7 +79,8 @@ def main(settings: RewardSettings, args: GRPOConfig) -> None:
         peft_config=stage.lora(),
         callbacks=stage.callbacks(probes, {**losses, **along}),
     )
-    trained = stage.train(trainer)
+    stage.train(trainer)
+    trained = stage.trained()
     judge(stage, "end", many, trained)
     cross(stage, trained, tokenizer, prompts, trainer.state.global_step)
     stage.finish(train_rows=len(train))
@@ -87,9 +90,12 @@ def problem_sets(stage: Stage) -> tuple[list[Row], list[Row], list[Row]]:
     """Returns problems to train on, held-out ones of the same kind, and longer ones, all in the columns of GSM8K."""
     s = stage.settings
     if s.dataset is not None:
-        test = read_rows(s.dataset, s.dataset_config, s.dataset_revision, s.test_split, s.test_problems)
-        ood = test if s.ood_problems is None else read_rows(s.ood_problems, None, None, s.test_split, s.test_problems)
-        return stage.train_rows("", lambda _: []), test, ood
+        ood = []
+        if s.ood_problems is not None:
+            ood = read_rows(s.ood_problems, None, None, stage.split_of(s.ood_problems), s.test_problems)
+        return stage.train_rows("", lambda _: []), stage.test_rows(lambda _: [], s.test_problems), ood
+    if s.ood_problems is not None or s.test_dataset is not None:
+        raise SystemExit("--ood_problems and --test_dataset go with --dataset: without it problems are generated")
     train = problem_rows(s.problems, (2, 3), held_out=False, seed=1)
     test = problem_rows(s.test_problems, (2, 3), held_out=True, seed=2)
     return train, test, problem_rows(s.test_problems, (s.ood_terms,), held_out=True, seed=3)
@@ -114,24 +120,32 @@ def score(
         samples=samples,
         max_new_tokens=stage.args.max_completion_length,
         temperature=stage.args.temperature,
+        batch_size=stage.settings.rollout_batch,
         ks=ks if extensive else (1,),
-        self_bleu_samples=8 if extensive else 0,
+        self_bleu_samples=min(8, samples) if extensive and samples > 1 else 0,
     )
 
 
 def rollout_probe(
-    stage: Stage, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str]
+    stage: Stage, when: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str]
 ) -> ProbeSet:
-    """Returns a probe of the model's own rollouts of the held-out prompts, prompts included."""
-    rollouts = sample(
-        model,
-        tokenizer,
-        prompts,
-        samples=stage.settings.rollout_rows,
-        max_new_tokens=stage.args.max_completion_length,
-        temperature=stage.args.temperature,
-    )
-    return stage.probe_of(rollouts.token_ids)
+    """Returns a probe of the model's own rollouts of the held-out prompts, prompts included; sampled once and kept."""
+    file = stage.folder / f"{when}_rollouts.safetensors"
+    with PartialState().main_process_first():
+        if not file.is_file():
+            rollouts = sample(
+                model,
+                tokenizer,
+                prompts,
+                samples=stage.settings.rollout_rows,
+                max_new_tokens=stage.args.max_completion_length,
+                temperature=stage.args.temperature,
+                batch_size=stage.settings.rollout_batch,
+            )
+            scratch = file.with_suffix(".part")
+            stage.probe_of(rollouts.token_ids).save(scratch)
+            scratch.rename(file)
+    return ProbeSet.load(file)
 
 
 def judge(stage: Stage, when: str, many: RolloutScore, model: PreTrainedModel) -> None:
@@ -140,7 +154,7 @@ def judge(stage: Stage, when: str, many: RolloutScore, model: PreTrainedModel) -
     with PartialState().main_process_first():
         found = json.loads(file.read_text()) if file.is_file() else {}
         if when not in found:
-            file.write_text(json.dumps({**found, when: many(model)}, indent=1))
+            write_whole(file, json.dumps({**found, when: many(model)}, indent=1))
 
 
 def cross(
@@ -149,10 +163,11 @@ def cross(
     """Writes crossed.jsonl: {start, end} weights x {start, end} rollouts; update 0 stands for the start weights."""
     start = stage.model()
     probes = {
-        "start_rollouts": rollout_probe(stage, start, tokenizer, prompts),
-        "end_rollouts": rollout_probe(stage, trained, tokenizer, prompts),
+        "start_rollouts": rollout_probe(stage, "start", start, tokenizer, prompts),
+        "end_rollouts": rollout_probe(stage, "end", trained, tokenizer, prompts),
     }
-    (stage.folder / "crossed.jsonl").unlink(missing_ok=True)
+    if PartialState().is_main_process:  # alone: the file must not go once the first process has begun it anew
+        (stage.folder / "crossed.jsonl").unlink(missing_ok=True)
     monitor = GeometryMonitor(probes, path=stage.folder / "crossed.jsonl", **stage.geometry_settings())
     monitor.measure(start, 0)
     monitor.measure(trained, updates)

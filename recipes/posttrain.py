@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from arguments import setting
 from corpus import Corpus, offline_corpus, open_dataset
 from data import Row, describe_rows, problem_rows, read_rows, to_pairs, write_rows
 from peft import LoraConfig, TaskType
+from stage_settings import FREE_ON_RESUME, StageSettings
 from tokens import probe_rows
 from transformers import (
     AutoModelForCausalLM,
@@ -29,72 +29,15 @@ from transformers import (
     PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
+    TrainerState,
     TrainingArguments,
 )
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar
 
 from geomcallbacks import ProbeSet, Schedule
 from geomcallbacks.behaviour import CompletionLoss, Completions
 from geomcallbacks.behaviour.hf import BehaviourCallback
 from geomcallbacks.hf import GeometryCallback
-
-#: Settings that may differ between a stage and its continuation: where it runs and what it prints.
-FREE_ON_RESUME = frozenset(
-    {
-        *("output_dir", "overwrite", "threads", "use_cpu", "local_rank", "ddp_backend", "ddp_timeout"),
-        *("report_to", "run_name", "project", "disable_tqdm", "logging_dir", "log_level", "log_level_replica"),
-        *("log_on_each_node", "logging_strategy", "logging_steps", "logging_first_step"),
-        *("save_strategy", "save_steps", "save_total_limit", "resume_from_checkpoint"),
-        *("dataloader_num_workers", "dataloader_pin_memory", "skip_memory_metrics"),
-    }
-)
-
-
-@dataclasses.dataclass
-class StageSettings:
-    """What is trained and what is measured; how it is trained is TRL's own configuration."""
-
-    base: str | None = setting(None, "run folder of pretrain.py: its corpus, its probe, and its last weights")
-    model: str | None = setting(None, "start weights: hub name, model folder or stage folder; default: those of base")
-    model_revision: str | None = setting(None, "revision of a hub model")
-    gguf_file: str | None = setting(None, "file of --model that holds the weights in GGUF format")
-    dtype: str = setting("float32", "type of the weights in memory")
-    attention: str = setting("sdpa", "attn_implementation of Transformers")
-    lora_rank: int = setting(0, "rank of LoRA adapters on all linear layers; 0 trains all weights")
-    lora_alpha: int = setting(32, "scale of the LoRA adapters")
-    overwrite: bool = setting(False, "replace the stage that the output folder holds")
-    threads: int | None = setting(None, "CPU threads of torch; accelerate launch leaves one")
-
-    dataset: str | None = setting(None, "hub name, file or folder; default: cut from the corpus of base, or generated")
-    dataset_config: str | None = setting(None, "configuration of a hub data set")
-    dataset_revision: str | None = setting(None, "revision of a hub data set")
-    dataset_split: str = setting("train", "split that is trained on")
-    test_dataset: str | None = setting(None, "in-distribution test; default: test_split of dataset")
-    test_split: str = setting("test", "split of the in-distribution test")
-    ood_dataset: str | None = setting(None, "out-of-distribution test; default: cut from the corpus of base")
-    ood_config: str | None = setting(None, "configuration of a hub data set")
-    ood_revision: str | None = setting(None, "revision of a hub data set")
-    ood_split: str = setting("train", "split of the out-of-distribution test")
-    worked_problems: int = setting(0, "generated problems with worked solutions, added to the offline pairs")
-    train_rows: int | None = setting(None, "train on at most so many rows")
-    test_rows: int = setting(256, "rows of each test, at most")
-    test_length: int = setting(128, "tokens of a test row; longer ones are cut")
-    test_batch: int = setting(64, "rows of a test that go through the model together")
-
-    probe_dataset: str | None = setting(
-        None, "hub name or file of general text; default: that of base, or of the corpus"
-    )
-    probe_config: str | None = setting(None, "configuration of a hub data set")
-    probe_text_column: str = setting("text", "column that holds the general text")
-    probe_rows: int = setting(256, "rows of a probe")
-    probe_length: int = setting(64, "tokens of a row of the general probe, where it is not that of base")
-    positions: str = setting("8", "last, all, mean, or how many positions of a row are read")
-    probe_batch: int = setting(32, "rows of the probe that go through the model together")
-    alpha_first: int = setting(11, "first rank of the window of alpha")
-    alpha_last: int = setting(100, "last rank of the window of alpha")
-    per_decade: int = setting(0, "log-spaced measurements a tenfold of updates")
-    every: int | None = setting(None, "updates between measurements; default: a fiftieth of the run")
 
 
 class Stage:
@@ -122,6 +65,9 @@ class Stage:
         disable_progress_bar()  # of the weights' loading
         with PartialState().main_process_first():
             self._open()
+        if settings.model_revision is not None and hasattr(args, "model_init_kwargs"):
+            # TRL loads a reference model by the policy's name: without this, of another revision.
+            args.model_init_kwargs = {**(args.model_init_kwargs or {}), "revision": settings.model_revision}
 
     @property
     def finished(self) -> bool:
@@ -141,7 +87,7 @@ class Stage:
                 raise SystemExit(f"--output_dir {self.folder}: {shown}. Give another folder, or --overwrite True")
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
-            known.write_text(json.dumps(now, indent=1))
+            write_whole(known, json.dumps(now, indent=1))
 
     @property
     def start(self) -> str:
@@ -154,7 +100,11 @@ class Stage:
                 return str(folder)
         if self.base is not None and name == str(self.base):
             raise SystemExit(f"--base {name}: there is no checkpoint in it; run pretrain.py to its end first")
-        return self._from_gguf(name) if self.settings.gguf_file is not None else name
+        if self.settings.gguf_file is not None:
+            return self._from_gguf(name)
+        if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+            raise SystemExit(f"--model {name}: there is no model in it; run that stage to its end first")
+        return name
 
     def _from_gguf(self, name: str) -> str:
         """Writes the weights as safetensors once: TRL loads reference models by name, and knows no GGUF file."""
@@ -170,11 +120,15 @@ class Stage:
 
     def model(self) -> PreTrainedModel:
         """Loads the start weights."""
+        return self._load(self.start, self.settings.model_revision)
+
+    def trained(self) -> PreTrainedModel:
+        """Loads the weights that ``train`` has saved: free of the trainer's autocast, as the start weights are."""
+        return self._load(str(self.folder / "model"), None)
+
+    def _load(self, name: str, revision: str | None) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_pretrained(
-            self.start,
-            revision=self.settings.model_revision,
-            dtype=self.settings.dtype,
-            attn_implementation=self.settings.attention,
+            name, revision=revision, dtype=self.settings.dtype, attn_implementation=self.settings.attention
         )
         return model.to(self.args.device)
 
@@ -210,14 +164,18 @@ class Stage:
             return cut(self.corpus().texts(part))[: s.train_rows] + problems
         return read_rows(s.dataset, s.dataset_config, s.dataset_revision, s.dataset_split, s.train_rows)
 
-    def test_rows(self, cut: Callable[[list[str]], list[Row]]) -> list[Row]:
-        """Returns rows of the in-distribution test."""
-        s = self.settings
+    def test_rows(self, cut: Callable[[list[str]], list[Row]], limit: int | None = None) -> list[Row]:
+        """Returns rows of the in-distribution test, at most ``test_rows`` or ``limit``."""
+        s, limit = self.settings, self.settings.test_rows if limit is None else limit
         if s.dataset is None and s.test_dataset is None:
-            return cut(self.corpus().texts("id_test"))[: s.test_rows]
+            return cut(self.corpus().texts("id_test"))[:limit]
         if s.test_dataset is not None:
-            return read_rows(s.test_dataset, None, None, "train", s.test_rows)
-        return read_rows(str(s.dataset), s.dataset_config, s.dataset_revision, s.test_split, s.test_rows)
+            return read_rows(s.test_dataset, None, None, self.split_of(s.test_dataset), limit)
+        return read_rows(str(s.dataset), s.dataset_config, s.dataset_revision, s.test_split, limit)
+
+    def split_of(self, test: str) -> str:
+        """Returns the split of a data set that is for tests alone: local files have "train" alone."""
+        return "train" if Path(test).exists() else self.settings.test_split
 
     def ood_rows(self) -> list[Row]:
         """Returns instruction pairs out of distribution: another instruction, and text of another domain."""
@@ -233,9 +191,10 @@ class Stage:
         prompts, replies = [row["prompt"] for row in pairs], [row[key] for row in pairs]
         return Completions.from_texts(prompts, replies, tokenizer, max_length=self.settings.test_length)
 
-    def completion_probe(self, rows: Completions) -> ProbeSet:
-        """Returns a probe of prompts and completions."""
-        return self.probe_of([p + c for p, c in zip(rows.prompt_ids, rows.completion_ids, strict=True)])
+    def completion_probe(self, rows: Completions, eos: int) -> ProbeSet:
+        """Returns a probe of prompts and completions, without the EOS whose state every row would share."""
+        pairs = zip(rows.prompt_ids, rows.completion_ids, strict=True)
+        return self.probe_of([p + (c[:-1] if c[-1] == eos else c) for p, c in pairs])
 
     def losses(self, tokenizer: PreTrainedTokenizerBase, probe: ProbeSet) -> dict[str, CompletionLoss]:
         """Returns the loss on instruction pairs in and out of distribution, and on the general text."""
@@ -285,18 +244,37 @@ class Stage:
         geometry = GeometryCallback(probes, schedule=schedule, **self.geometry_settings())
         return [geometry, BehaviourCallback(measures, schedule=schedule)]
 
-    def train(self, trainer: Trainer) -> PreTrainedModel:
+    def train(self, trainer: Trainer) -> None:
         """Trains, from the last checkpoint where there is one, and saves the weights, adapters merged."""
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(self.folder)))
-        if self.settings.lora_rank:
-            model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
-            if trainer.is_world_process_zero():
-                model.save_pretrained(self.folder / "model")
-                trainer.processing_class.save_pretrained(self.folder / "model")
-        else:
-            model = trainer.accelerator.unwrap_model(trainer.model)
+        checkpoint = self._last_checkpoint()
+        if checkpoint is not None:
+            self._restore(trainer, checkpoint)
+            state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+            if state.global_step >= state.max_steps:  # Trainer (Transformers 5.23) would make one update more
+                trainer.args.max_steps, trainer.args.num_train_epochs = -1, 0
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        self.updates = trainer.state.global_step
+        if not self.settings.lora_rank:
             trainer.save_model(str(self.folder / "model"))
-        return model
+        elif trainer.is_world_process_zero():
+            trainer.accelerator.unwrap_model(trainer.model).merge_and_unload().save_pretrained(self.folder / "model")
+            trainer.processing_class.save_pretrained(self.folder / "model")
+        PartialState().wait_for_everyone()
+
+    def _last_checkpoint(self) -> Path | None:
+        """Returns the last checkpoint that a kill has not torn: Trainer writes trainer_state.json last."""
+        whole = [file.parent for file in self.folder.glob("checkpoint-*/trainer_state.json")]
+        return max(whole, key=lambda folder: int(folder.name.removeprefix("checkpoint-")), default=None)
+
+    def _restore(self, trainer: Trainer, checkpoint: Path) -> None:
+        """Gives the model all weights of a checkpoint.
+
+        Trainer (Transformers 5.23) skips those that a file names otherwise than the model does, and would go on with
+        those of the start: the head of a Pythia is ``embed_out`` in the one and ``lm_head`` in the other.
+        """
+        if any(checkpoint.glob("model*.safetensors")):  # not adapters, not shards of FSDP
+            saved = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=self.settings.dtype)
+            trainer.model.load_state_dict(saved.state_dict())
 
     def finish(self, **results: Any) -> None:
         """Notes that the stage is done, so that it is not run again, and says where everything is."""
@@ -304,14 +282,23 @@ class Stage:
             return
         device = torch.cuda.get_device_name() if self.args.device.type == "cuda" else "CPU"
         minutes = (time.time() - self.began) / 60
-        results |= {"device": device, "processes": PartialState().num_processes}
+        results |= {"updates": self.updates, "device": device, "processes": PartialState().num_processes}
         results |= {"date": time.strftime("%Y-%m-%d"), "minutes": round(minutes, 2)}
-        (self.folder / "finished.json").write_text(json.dumps(results, indent=1))
+        write_whole(self.folder / "finished.json", json.dumps(results, indent=1))
         print(f"\nfinished in {minutes:.1f} minutes: {self.folder}/ holds geometry.jsonl, behaviour.jsonl and model/")
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Writes a file so that a kill leaves the whole of it or nothing."""
+    scratch = file.with_suffix(".part")
+    scratch.write_text(text, encoding="utf-8")
+    scratch.rename(file)
 
 
 def _remove_stage(folder: Path) -> None:
     """Removes what a stage writes and nothing else: the folder may hold files of the user's own."""
-    for pattern in ("checkpoint-*", "model", "start", "*-spectra", "*.jsonl", "*.json"):
+    folders = ("checkpoint-*", "model", "start", "start.part", "corpus", "geometry*-spectra", "crossed*-spectra")
+    records = ("geometry*.jsonl", "behaviour*.jsonl", "crossed*.jsonl", "pairs_*.jsonl", "*_rollouts.safetensors")
+    for pattern in (*folders, *records, "rollouts.json", "finished.json", "settings.json"):
         for path in folder.glob(pattern):
             shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -15,7 +15,8 @@ from __future__ import annotations
 from arguments import RecipeParser
 from data import to_pairs, write_rows
 from datasets import Dataset
-from posttrain import Stage, StageSettings
+from posttrain import Stage
+from stage_settings import StageSettings
 from trl import SFTConfig, SFTTrainer
 
 
@@ -33,7 +34,7 @@ def main(settings: StageSettings, args: SFTConfig) -> None:
     tokenizer = stage.tokenizer()
     pairs = to_pairs(stage.train_rows("sft", write_rows))
     losses = stage.losses(tokenizer, general := stage.general_probe(tokenizer))
-    probes = {"general": general, "task": stage.completion_probe(losses["id"].rows)}
+    probes = {"general": general, "task": stage.completion_probe(losses["id"].rows, tokenizer.eos_token_id)}
     trainer = SFTTrainer(
         model=stage.model(),
         args=args,

@@ -81,8 +81,8 @@ def test_pass_at_k_the_requirement_and_the_two_by_two(tmp_path: Path) -> None:
     # before 1 - 0.8/k: 0.2, 0.6, 0.8, …; after 0.70, 0.72, 0.74, …: behind from k = 4
     assert curves["crossing"] == {"after_leads_first": True, "k": 4}
     required = numbers["requirement"]
-    assert required["answers"] == 494  # 2-198 … 297
-    assert required["least"] == pytest.approx(1 - (493 / 494) ** 256 + 0.3)
+    assert required["answers"] == [296, 494]  # 2-99 … 198 and 2-198 … 297
+    assert required["least"] == pytest.approx(1 - ((295 / 296) ** 256 + (493 / 494) ** 256) / 2 + 0.3)
     assert required["met"] == [True] * 3
     row = numbers["crossed"]["grpo"][0]
     assert row["cells"]["end weights, start rollouts"] == pytest.approx([29.0, 30.0, 31.0])
@@ -94,10 +94,20 @@ def test_a_base_that_guesses_is_said_to_miss_the_requirement(tmp_path: Path) -> 
     write_contrast(tmp_path)
     file = tmp_path / "seed-1" / "grpo_base" / "rollouts.json"
     rollouts = json.loads(file.read_text())
-    rollouts["start"]["pass@256"] = 0.70  # guessing reaches 0.405, so 0.705 is asked for
+    rollouts["start"]["pass@256"] = 0.78  # guessing reaches 0.492, so 0.792 is asked for
     file.write_text(json.dumps(rollouts))
     assert compare_in(tmp_path)["requirement"]["met"] == [True, False, True]
     assert guessing(494, 256) == pytest.approx(0.4048, abs=1e-4)
+
+
+def test_a_stage_whose_last_update_was_not_measured_is_refused(tmp_path: Path) -> None:
+    write_contrast(tmp_path)
+    file = tmp_path / "seed-1" / "dpo" / "finished.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"updates": 20}))
+    compare_in(tmp_path)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"updates": 30}))
+    with pytest.raises(ValueError, match=r"from update 0 to 20, the stage ran from 0 to 30.*--overwrite"):
+        compare_in(tmp_path)
 
 
 def test_the_page_and_the_figure(tmp_path: Path) -> None:
@@ -263,7 +273,7 @@ def test_settings_are_checked_at_construction(tmp_path: Path) -> None:
 def test_the_configuration_is_read() -> None:
     config = Path(contrast.__file__).parent / "configs" / "contrast_tiny.yaml"
     settings = contrast.make_parser().parse(["--config", str(config), "--jobs", "1"])
-    assert (settings.seed_list, settings.jobs, settings.overtraining, settings.preset) == ([0, 1, 2], 1, 6, "tiny")
+    assert (settings.seed_list, settings.jobs, settings.overtraining, settings.preset) == ([0, 1, 2], 1, 5, "tiny")
 
 
 def test_minutes_on_the_clock_count_what_ran_side_by_side_once() -> None:

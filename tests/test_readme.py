@@ -39,13 +39,15 @@ def test_every_python_block_runs(tmp_path, monkeypatch):
         "dataset": [{"input_ids": row, "labels": row} for row in ids],
         "module": test_lightning.Module(),
         "dataloader": torch.utils.data.DataLoader(torch.utils.data.TensorDataset(ids, mask)),
+        "prompts": tiny.texts(4, words=6),
+        "completions": tiny.texts(4, words=6, seed=3),
         "batches": [ids[:4]] * 3,
         "train_on": train_on,
         "Trainer": Trainer,
         "L": L,
     }
     blocks = re.findall(r"^```python\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     for block in blocks:
         code = block.replace("(probe", f"(probe, alpha_window={tiny.WINDOW}").replace("max_steps=1000", "max_steps=3")
         exec(compile(code, "README.md", "exec"), names)
