@@ -7,6 +7,7 @@ interrupted goes on from its last checkpoint.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -112,7 +113,13 @@ class Stage:
         with PartialState().main_process_first():
             if not folder.is_dir():
                 scratch = self.folder / "start.part"
-                model = AutoModelForCausalLM.from_pretrained(name, gguf_file=file, dtype=self.settings.dtype)
+                read = AutoModelForCausalLM.from_pretrained(name, gguf_file=file, dtype=self.settings.dtype)
+                # What was read is plain weights by now, and still marked as quantized, which cannot be saved.
+                config = copy.deepcopy(read.config)
+                if hasattr(config, "quantization_config"):
+                    del config.quantization_config
+                model = type(read)(config).to(read.dtype)
+                model.load_state_dict(read.state_dict())
                 model.save_pretrained(scratch)
                 AutoTokenizer.from_pretrained(name, gguf_file=file).save_pretrained(scratch)
                 scratch.rename(folder)

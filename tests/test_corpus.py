@@ -10,7 +10,17 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from arithmetic import arithmetic_texts
-from corpus import PARTS, Corpus, Document, dataset_corpus, near_duplicates, offline_corpus, part_of, split_corpus
+from corpus import (
+    PARTS,
+    Corpus,
+    Document,
+    dataset_corpus,
+    near_duplicates,
+    offline_corpus,
+    open_dataset,
+    part_of,
+    split_corpus,
+)
 from tokens import packed_rows, probe_rows, train_tokenizer
 
 
@@ -219,3 +229,14 @@ def test_rows_are_packed_with_eos_and_probe_rows_stay_inside_a_document() -> Non
         probe_rows(texts, tokenizer, size=100_000, length=16)
     with pytest.raises(ValueError, match="less than one row"):
         packed_rows(texts[:1], tokenizer, 10_000)
+
+
+def test_files_of_a_hub_repository_are_named_by_a_pattern(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a network: what load_dataset would be given."""
+    import datasets
+
+    given: dict[str, object] = {}
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, **options: given.update(path=path, **options))
+    name = "hf://datasets/someone/some@~parquet/part/sft/*.parquet"
+    open_dataset(name)
+    assert given == {"path": "parquet", "data_files": name, "split": "train", "streaming": False}

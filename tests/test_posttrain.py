@@ -137,6 +137,17 @@ def test_stages_hang_together(chain: dict[str, Path]) -> None:
     assert len({losses["sft"][name]["fingerprint"] for name in ("id", "ood", "general")}) == 3
 
 
+def test_no_row_of_the_task_probe_ends_in_eos(chain: dict[str, Path]) -> None:
+    """All of them would share its state."""
+    settings = posttrain.StageSettings(base=str(chain["base"]), positions="2")
+    stage = object.__new__(posttrain.Stage)
+    stage.settings = settings
+    rows = posttrain.Completions([[5, 6, 7]] * 2, [[8, 9, 1], [8, 9, 3]])
+    probe = stage.completion_probe(rows, eos=1)
+    assert probe.lengths_n.tolist() == [5, 6]
+    assert probe.input_ids_nt.tolist() == [[5, 6, 7, 8, 9, 0], [5, 6, 7, 8, 9, 3]]
+
+
 def test_the_general_loss_is_that_of_the_probe(chain: dict[str, Path]) -> None:
     """Against the plain loss of Transformers on the same rows."""
     from transformers import AutoModelForCausalLM
@@ -275,6 +286,8 @@ def test_an_interrupted_stage_ends_where_the_uninterrupted_one_does(
 ) -> None:
     folder, start = tmp_path / recipe, start_of(chain, recipe)
     interrupt(monkeypatch, recipe, folder, **start)
+    (folder / "checkpoint-3").mkdir()  # torn: a kill came before its trainer_state.json
+    (folder / "checkpoint-3" / "model.safetensors").touch()
     micro.run(recipe, folder, **start)
     assert header_of_last_start(folder)["resumed_from"] == 2
 
