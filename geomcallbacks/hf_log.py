@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
@@ -19,6 +19,7 @@ from transformers.integrations import TensorBoardCallback, WandbCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_callback import CallbackHandler
 
+from geomcallbacks.run_monitor import RunMonitor
 from geomcallbacks.tracker import TrackerQueue
 
 
@@ -37,23 +38,6 @@ class Row:
     wandb_only: Callable[[], Mapping[str, Any]] = dict
 
 
-class Monitor(Protocol):
-    """What a callback needs of the monitor that it drives."""
-
-    path: Path | None
-    run_id: str | None
-
-    @property
-    def key(self) -> str:
-        """Tells several monitors of one run apart in its checkpoints."""
-
-    def start(self, model: nn.Module, *, step: int = 0, total_steps: int | None = None) -> None:
-        """Begin a run."""
-
-    def close(self) -> None:
-        """Close the record file."""
-
-
 class MonitorCallback(TrainerCallback):
     """Drives a monitor by the Trainer's hooks: at update 0, after each update, and at the last. Subclasses say what is
     measured (`_measured`) and how the record file is called in `args.output_dir` where the monitor names none (`file`).
@@ -61,7 +45,7 @@ class MonitorCallback(TrainerCallback):
 
     file: str
 
-    def __init__(self, monitor: Monitor) -> None:
+    def __init__(self, monitor: RunMonitor) -> None:
         self._driven = monitor
         self._default_path = monitor.path is None
         self._queue = TrackerQueue()

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import platform
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from geomcallbacks.distributed import first_decides, rank
+from geomcallbacks.distributed import rank
 from geomcallbacks.hidden import ForwardFn, Positions
 from geomcallbacks.locate import Layers, layer_list
-from geomcallbacks.measure import Settings, check_fit, device_of, measure_probe
+from geomcallbacks.measure import Settings, check_fit, measure_probe
 from geomcallbacks.metrics import DEFAULT_WINDOW
-from geomcallbacks.once import WarnOnce
 from geomcallbacks.probe import ProbeSet
-from geomcallbacks.record import GeometryRecord, RecordWriter
-from geomcallbacks.schedule import Ledger, Schedule
+from geomcallbacks.record import GeometryRecord
+from geomcallbacks.run_monitor import RunMonitor
+from geomcallbacks.schedule import Schedule
 
 
-class GeometryMonitor:
+class GeometryMonitor(RunMonitor):
     """Measures the geometry of a model's hidden states on held-out text, in any training loop.
 
     Call `step` after every optimiser update; it measures when the schedule says so. With torch.distributed
@@ -73,57 +70,13 @@ class GeometryMonitor:
         tokens_per_update: int | None = None,
         total_steps: int | None = None,
     ) -> None:
-        if on_error not in ("warn", "raise"):
-            raise ValueError(f"on_error={on_error!r} is unknown: give 'warn' or 'raise'")
-        if not isinstance(schedule, Schedule):
-            raise ValueError(f"schedule={schedule!r} is none: give a Schedule, such as Schedule(every=100)")
-        if total_steps is not None and total_steps < 0:
-            raise ValueError(f"total_steps={total_steps}: give the number of updates of the run, or None")
+        super().__init__(schedule, path, on_error, total_steps)
         self.settings = Settings(layers, positions, alpha_window, precision, module, forward, batch_size, intervals)
         self.probes = _labelled(probe)
         for label, rows in self.probes.items():
             self.settings.check_probe(label, rows)
-        self.schedule = schedule
-        self.path = None if path is None else Path(path)
-        self.on_error, self.spectra = on_error, spectra
+        self.spectra = spectra
         self.tokens_per_update = tokens_per_update
-        self.total_steps = self._total_given = total_steps
-        self._ledger = Ledger(schedule.budget)
-        self._writer: RecordWriter | None = None
-        self._started = False
-        self.resumed_from = 0  # update of the checkpoint that `load_state_dict` was given
-        self.run_id: str | None = None  # of the run that goes on, from its checkpoint
-        self._last_measured: int | None = None
-        self._last_call: tuple[int, float] | None = None
-        self._warn_once = WarnOnce()
-
-    def start(self, model: nn.Module, *, step: int = 0, total_steps: int | None = None) -> None:
-        """Begin a run: check everything that needs the model, and open the record file.
-
-        Called by `step` if it was not called before; adapters call it before the first update. Calling it again
-        begins another run.
-
-        Args:
-            model: the model, before the first update.
-            step: 0, or the update of the checkpoint from which the run goes on.
-            total_steps: updates of the run, where known.
-
-        Raises:
-            ValueError: the model and the arguments do not fit: its vocabulary, its layers, d against the window.
-        """
-        self.close()
-        self.total_steps = self._total_given if total_steps is None else total_steps
-        if step == 0:
-            self.run_id = None
-        for message in check_fit(model, self.probes, self.settings):
-            if rank() == 0:
-                self._warn_once(message, message)
-        self._ledger = Ledger(self.schedule.budget)
-        # A checkpoint is written after its update was measured, if that was due.
-        self._last_measured = step if step > 0 else None
-        self._last_call, self._started = (step, time.perf_counter()), True
-        self._to_file(lambda: self._open(step))
-        self.run_id = self._writer.run_id if self._writer is not None else None
 
     def step(
         self, model: nn.Module, step: int, *, tokens: int | None = None, last: bool = False
@@ -139,42 +92,27 @@ class GeometryMonitor:
         Returns:
             One record for each (probe, layer), or none when nothing was due or the measurement failed.
         """
-        if not self._started:
-            self.start(model, step=self.resumed_from)
-        if self._last_call is not None:
-            self._ledger.trained(time.perf_counter() - self._last_call[1], step - self._last_call[0])
-        records: list[GeometryRecord] = []
-        if step != self._last_measured and (last or self.schedule.is_due(step, self.total_steps)):
-            if last or self.schedule.is_fixed(step, self.total_steps) or self._within_budget(model):
-                records = self.measure(model, step, tokens=tokens)
-            elif self._writer is not None:
-                writer = self._writer
-                self._to_file(lambda: writer.skip(step, "budget"))
-        self._last_call = (step, time.perf_counter())
-        return records
+        return self._if_due(model, step, last, lambda: self.measure(model, step, tokens=tokens)) or []
 
     def measure(self, model: nn.Module, step: int, *, tokens: int | None = None) -> list[GeometryRecord]:
         """Measure now, whatever the schedule says. See `step`."""
-        if not self._started:
-            self.start(model, step=self.resumed_from)
-        begin = time.perf_counter()
-        self._last_measured = step
         if tokens is None and self.tokens_per_update is not None:
             tokens = step * self.tokens_per_update
         records: list[GeometryRecord] = []
-        for label, probe in self.probes.items():
-            try:
-                records += measure_probe(model, label, probe, self.settings, step=step, tokens=tokens)
-                self._keep_batch_size(records[-1])
-            except Exception as error:
-                if self.on_error == "raise":
-                    raise
-                kind = type(error).__name__
-                # Once for each kind: messages carry sizes and addresses, and would differ at every measurement.
-                self._warn_once(kind, f"geometry was not measured at step {step} ({kind}: {error}); training goes on")
-        self._to_file(lambda: self._write_spectra(step, records))
-        self._to_file(lambda: self._write_lines(records))
-        self._ledger.measured(time.perf_counter() - begin, self.schedule.is_fixed(step, self.total_steps))
+        with self._measuring(model, step):
+            for label, probe in self.probes.items():
+                try:
+                    records += measure_probe(model, label, probe, self.settings, step=step, tokens=tokens)
+                    self._keep_batch_size(records[-1])
+                except Exception as error:
+                    if self.on_error == "raise":
+                        raise
+                    kind = type(error).__name__
+                    # Once for each kind: messages carry sizes and addresses, and would differ at every measurement.
+                    message = f"geometry was not measured at step {step} ({kind}: {error}); training goes on"
+                    self._warn_once(kind, message)
+            self._to_file(lambda: self._write_spectra(step, records))
+            self._to_file(lambda: self._write_lines(records))
         return records
 
     def log_key(self, record: GeometryRecord) -> str:
@@ -214,31 +152,11 @@ class GeometryMonitor:
             raise ValueError(f"the run was measured on probes {state['probes']}, and now has {now}: give it the same")
         self.resumed_from, self.run_id = int(state["step"]), state.get("run_id")
 
-    def close(self) -> None:
-        """Close the record file. Closing twice is harmless."""
-        if self._writer is not None:
-            self._to_file(self._writer.close)
-        self._writer, self._started, self.resumed_from = None, False, 0
-
-    @property
-    def record_path(self) -> Path | None:
-        """The record file in use: `path`, or the next free name where another run's file stood."""
-        return self._writer.path if self._writer is not None else self.path
-
-    def _within_budget(self, model: nn.Module) -> bool:
-        allowed = self._ledger.allows(self.total_steps)
-        if self.schedule.budget is None:
-            return allowed
-        return first_decides(allowed, device_of(model))  # clocks differ between processes
-
-    def _to_file(self, write: Callable[[], None]) -> None:
-        """A full disk costs lines of the file, not the run; and not the numbers, which all processes must share."""
-        try:
-            write()
-        except OSError as error:
-            if self.on_error == "raise":
-                raise
-            self._warn_once("file", f"{self.record_path} could not be written ({error}); training goes on without")
+    def _check(self, model: nn.Module) -> None:
+        """The model's vocabulary, its layers, and d against the window; n < 4d warns."""
+        for message in check_fit(model, self.probes, self.settings):
+            if rank() == 0:
+                self._warn_once(message, message)
 
     def _keep_batch_size(self, record: GeometryRecord) -> None:
         if record.batch_size < self.settings.batch_size:
@@ -259,18 +177,10 @@ class GeometryMonitor:
             for record in records:
                 self._writer.write(record)
 
-    def _open(self, step: int) -> None:
-        if self.path is not None and rank() == 0:
-            self._writer = RecordWriter(self.path, step, self._header(), self.run_id)
-
-    def _header(self) -> dict[str, Any]:
+    def _about(self) -> dict[str, Any]:
         settings = {key: value for key, value in vars(self.settings).items() if key != "forward"}
         probes = {label: {"fingerprint": p.fingerprint, "rows": len(p)} for label, p in self.probes.items()}
-        return {
-            "settings": settings | {"schedule": asdict(self.schedule), "total_steps": self.total_steps},
-            "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
-            "probes": probes,
-        }
+        return {"settings": settings, "probes": probes}
 
 
 def _labelled(probe: ProbeSet | Mapping[str, ProbeSet]) -> dict[str, ProbeSet]:

@@ -180,7 +180,7 @@ def test_measure_measures_whatever_the_schedule_says() -> None:
 def test_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """10 % of 100 updates of 1 s are 10 s, so three optional measurements of 3 s, taken early; the rest is noted."""
     clock, model = [0.0], tiny.model()
-    monkeypatch.setattr("geomcallbacks.monitor.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr("geomcallbacks.run_monitor.time", SimpleNamespace(perf_counter=lambda: clock[0]))
     watch = monitor(
         path=tmp_path / "g.jsonl",
         schedule=Schedule(per_decade=0, every=10, at=(55,), budget=0.1),

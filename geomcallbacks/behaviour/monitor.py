@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from geomcallbacks.behaviour.share import from_first
-from geomcallbacks.distributed import first_decides, rank
+from geomcallbacks.distributed import from_first, rank
 from geomcallbacks.hidden import leave_no_trace
 from geomcallbacks.locate import refuse_unsupported, unwrap
 from geomcallbacks.measure import Settings, device_of
-from geomcallbacks.once import WarnOnce
-from geomcallbacks.record import RecordWriter
-from geomcallbacks.schedule import Ledger, Schedule
+from geomcallbacks.run_monitor import RunMonitor
+from geomcallbacks.schedule import Schedule
 
 #: A model in, numbers by name out. It may have `check(model)`, which raises ``ValueError`` before the first update
 #: where the two do not fit, and a `fingerprint` of what it measures on, which goes into the file's header.
 Measure = Callable[[nn.Module], Mapping[str, float]]
 
 
-class BehaviourMonitor:
+class BehaviourMonitor(RunMonitor):
     """Measures what a model does, in any training loop: call `step` after every optimiser update.
 
     In a run of several processes, which must all hold the whole model and all call it, the first measures and the
@@ -56,61 +52,13 @@ class BehaviourMonitor:
         total_steps: int | None = None,
     ) -> None:
         _check_measures(measures)
-        if on_error not in ("warn", "raise"):
-            raise ValueError(f"on_error={on_error!r} is unknown: give 'warn' or 'raise'")
-        if not isinstance(schedule, Schedule):
-            raise ValueError(f"schedule={schedule!r} is none: give a Schedule, such as Schedule(every=100)")
-        if total_steps is not None and total_steps < 0:
-            raise ValueError(f"total_steps={total_steps}: give the number of updates of the run, or None")
-        self.measures, self.schedule, self.on_error = dict(measures), schedule, on_error
-        self.path = None if path is None else Path(path)
-        self.total_steps = self._total_given = total_steps
-        self.run_id: str | None = None  # of the run that goes on, from its checkpoint
-        self._ledger = Ledger(schedule.budget)
-        self._writer: RecordWriter | None = None
-        self._started = False
-        self._last_measured: int | None = None
-        self._last_call: tuple[int, float] | None = None
-        self._warn_once = WarnOnce()
+        super().__init__(schedule, path, on_error, total_steps)
+        self.measures = dict(measures)
 
     @property
     def key(self) -> str:
         """Tells several monitors of one run apart in its checkpoints."""
         return f"behaviour {sorted(self.measures)}"
-
-    @property
-    def record_path(self) -> Path | None:
-        """The record file in use: `path`, or the next free name where another run's file stood."""
-        return self._writer.path if self._writer is not None else self.path
-
-    def start(self, model: nn.Module, *, step: int = 0, total_steps: int | None = None) -> None:
-        """Begin a run: check everything that needs the model, and open the record file.
-
-        Called by `step` if it was not called before. Calling it again begins another run.
-
-        Args:
-            model: the model, before the first update.
-            step: 0, or the update of the checkpoint from which the run goes on.
-            total_steps: updates of the run, where known.
-
-        Raises:
-            ValueError: the model's parameters are sharded, or a measure does not fit it.
-        """
-        self.close()
-        self.total_steps = self._total_given if total_steps is None else total_steps
-        if step == 0:
-            self.run_id = None
-        refuse_unsupported(unwrap(model))
-        for measure in self.measures.values():
-            check = getattr(measure, "check", None)
-            if check is not None:
-                check(unwrap(model))
-        self._ledger = Ledger(self.schedule.budget)
-        # A checkpoint is written after its update was measured, if that was due.
-        self._last_measured = step if step > 0 else None
-        self._last_call, self._started = (step, time.perf_counter()), True
-        self._to_file(lambda: self._open(step))
-        self.run_id = self._writer.run_id if self._writer is not None else None
 
     def step(self, model: nn.Module, step: int, *, last: bool = False) -> dict[str, float | None]:
         """Measure if it is due after `step` updates, and not yet done.
@@ -123,47 +71,26 @@ class BehaviourMonitor:
         Returns:
             `<name>/<key>` of each number, None where it is not finite; empty when nothing was due or all failed.
         """
-        if not self._started:
-            self.start(model)
-        if self._last_call is not None:
-            self._ledger.trained(time.perf_counter() - self._last_call[1], step - self._last_call[0])
-        values: dict[str, float | None] = {}
-        if step != self._last_measured and (last or self.schedule.is_due(step, self.total_steps)):
-            if last or self.schedule.is_fixed(step, self.total_steps) or self._within_budget(model):
-                values = self.measure(model, step)
-            elif self._writer is not None:
-                writer = self._writer
-                self._to_file(lambda: writer.skip(step, "budget"))
-        self._last_call = (step, time.perf_counter())
-        return values
+        return self._if_due(model, step, last, lambda: self.measure(model, step)) or {}
 
     def measure(self, model: nn.Module, step: int) -> dict[str, float | None]:
         """Measure now, whatever the schedule says. See `step`."""
-        if not self._started:
-            self.start(model)
-        begin = time.perf_counter()
-        self._last_measured = step
         values: dict[str, float | None] = {}
         errors: dict[str, Exception] = {}
-        if rank() == 0:
-            values, errors = self._measure_all(model)
-        said = {name: f"{type(error).__name__}: {error}" for name, error in errors.items()}
-        shared = json.loads(from_first(json.dumps({"values": values, "errors": said}), device_of(model)))
-        seconds = time.perf_counter() - begin
-        self._ledger.measured(seconds, self.schedule.is_fixed(step, self.total_steps))
-        for name, message in shared["errors"].items():
-            self._report(name, message, errors.get(name), step)
-        values = shared["values"]
-        if values and self._writer is not None:
-            writer, line = self._writer, {"step": step, "seconds": seconds, **values}
-            self._to_file(lambda: writer.write(line))
+        with self._measuring(model, step):
+            begin = time.perf_counter()
+            if rank() == 0:
+                values, errors = self._measure_all(model)
+            said = {name: f"{type(error).__name__}: {error}" for name, error in errors.items()}
+            shared = json.loads(from_first(json.dumps({"values": values, "errors": said}), device_of(model)))
+            seconds = time.perf_counter() - begin
+            for name, message in shared["errors"].items():
+                self._report(name, message, errors.get(name), step)
+            values = shared["values"]
+            if values and self._writer is not None:
+                writer, line = self._writer, {"step": step, "seconds": seconds, **values}
+                self._to_file(lambda: writer.write(line))
         return values
-
-    def close(self) -> None:
-        """Close the record file. Closing twice is harmless."""
-        if self._writer is not None:
-            self._to_file(self._writer.close)
-        self._writer, self._started = None, False
 
     def _measure_all(self, model: nn.Module) -> tuple[dict[str, float | None], dict[str, Exception]]:
         values: dict[str, float | None] = {}
@@ -185,35 +112,20 @@ class BehaviourMonitor:
             kind = message.partition(":")[0]
             self._warn_once(f"{name} {kind}", f"{name!r} was not measured at step {step} ({message}); training goes on")
 
-    def _within_budget(self, model: nn.Module) -> bool:
-        allowed = self._ledger.allows(self.total_steps)
-        if self.schedule.budget is None:
-            return allowed
-        return first_decides(allowed, device_of(model))  # clocks differ between processes
+    def _check(self, model: nn.Module) -> None:
+        """Parameters that are not sharded, and what each measure checks itself."""
+        refuse_unsupported(unwrap(model))
+        for measure in self.measures.values():
+            check = getattr(measure, "check", None)
+            if check is not None:
+                check(unwrap(model))
 
-    def _to_file(self, write: Callable[[], None]) -> None:
-        """A full disk costs lines of the file, not the run."""
-        try:
-            write()
-        except OSError as error:
-            if self.on_error == "raise":
-                raise
-            self._warn_once("file", f"{self.record_path} could not be written ({error}); training goes on without")
-
-    def _open(self, step: int) -> None:
-        if self.path is not None and rank() == 0:
-            self._writer = RecordWriter(self.path, step, self._header(), self.run_id)
-
-    def _header(self) -> dict[str, Any]:
+    def _about(self) -> dict[str, Any]:
         measures = {
             name: {"kind": type(measure).__name__, "fingerprint": getattr(measure, "fingerprint", None)}
             for name, measure in self.measures.items()
         }
-        return {
-            "settings": {"schedule": asdict(self.schedule), "total_steps": self.total_steps},
-            "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
-            "measures": measures,
-        }
+        return {"measures": measures}
 
 
 def _finite(value: Any) -> float | None:
