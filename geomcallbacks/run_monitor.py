@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -98,6 +98,15 @@ class RunMonitor(ABC):
         self._last_call, self._started = (step, time.perf_counter()), True
         self._to_file(lambda: self._open(step))
         self.run_id = self._writer.run_id if self._writer is not None else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings for a checkpoint: the update it is of, and which record file goes on."""
+        step = self.resumed_from if self._last_call is None else self._last_call[0]
+        return {"step": step, "run_id": self.run_id}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint: the record file is continued, not begun anew."""
+        self.resumed_from, self.run_id = int(state["step"]), state.get("run_id")
 
     def close(self) -> None:
         """Close the record file. Closing twice is harmless."""
