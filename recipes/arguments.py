@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +17,12 @@ from transformers import HfArgumentParser
 def setting(default: Any, help: str) -> Any:
     """Returns a dataclass field with a default and the help that ``--help`` prints."""
     return dataclasses.field(default=default, metadata={"help": help})
+
+
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str]) -> str:
+    """Returns which settings have changed, in words; empty where none has but those that are ``free`` to."""
+    changed = [key for key in now if key not in free and before.get(key) != now[key]]
+    return ", ".join(f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in changed)
 
 
 class RecipeParser(HfArgumentParser):

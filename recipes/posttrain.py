@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from arguments import changed_settings
 from corpus import Corpus, offline_corpus, open_dataset
 from data import Row, describe_rows, problem_rows, read_rows, to_pairs, write_rows
 from peft import LoraConfig, TaskType
@@ -81,11 +82,8 @@ class Stage:
             _remove_stage(self.folder)
         now = json.loads(json.dumps(dataclasses.asdict(self.settings) | self.args.to_dict(), default=str))
         if known.is_file():
-            before = json.loads(known.read_text())
-            changed = [key for key in now if key not in FREE_ON_RESUME and before.get(key) != now[key]]
-            if changed:
-                shown = ", ".join(f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in changed)
-                raise SystemExit(f"--output_dir {self.folder}: {shown}. Give another folder, or --overwrite True")
+            if changed := changed_settings(json.loads(known.read_text()), now, FREE_ON_RESUME):
+                raise SystemExit(f"--output_dir {self.folder}: {changed}. Give another folder, or --overwrite True")
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_whole(known, json.dumps(now, indent=1))
@@ -229,26 +227,17 @@ class Stage:
 
     def probe_of(self, rows: Sequence[Sequence[int]]) -> ProbeSet:
         """Returns a probe of those token rows that are long enough for the positions that are read."""
-        positions = self.settings.positions
-        shortest = int(positions) + 1 if positions.isdigit() else 2
+        positions = self.settings.read_positions()
+        shortest = positions + 1 if isinstance(positions, int) else 2
         kept = [list(row)[: self.settings.test_length] for row in rows if len(row) >= shortest]
         return ProbeSet.from_token_ids(kept[: self.settings.probe_rows])
-
-    def geometry_settings(self) -> dict[str, Any]:
-        """Returns how probes are read."""
-        s = self.settings
-        return dict(
-            positions=int(s.positions) if s.positions.isdigit() else s.positions,
-            alpha_window=(s.alpha_first, s.alpha_last),
-            batch_size=s.probe_batch,
-        )
 
     def callbacks(
         self, probes: dict[str, ProbeSet], measures: Mapping[str, Callable[..., Any]]
     ) -> list[TrainerCallback]:
         """Returns the callbacks that log geometry and behaviour at the same updates."""
         schedule = Schedule(every=self.settings.every, per_decade=self.settings.per_decade)
-        geometry = GeometryCallback(probes, schedule=schedule, **self.geometry_settings())
+        geometry = GeometryCallback(probes, schedule=schedule, **self.settings.geometry_settings())
         return [geometry, BehaviourCallback(measures, schedule=schedule)]
 
     def train(self, trainer: Trainer) -> None:

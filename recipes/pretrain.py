@@ -30,6 +30,7 @@ from corpus import Corpus, dataset_corpus, offline_corpus
 from language_model import GeometryBar, LanguageModel, SaveModel
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from probe_settings import ProbeSettings
 from run_folder import RunFolder
 from shapes import build_model
 from tokens import packed_rows, probe_rows, train_tokenizer
@@ -42,7 +43,7 @@ from geomcallbacks.report import plot_run, summary
 
 
 @dataclasses.dataclass
-class PretrainSettings:
+class PretrainSettings(ProbeSettings):
     """Everything that a run depends on; ``settings.json`` in the run folder keeps it."""
 
     output_dir: str = setting("runs/pretrain", "run folder")
@@ -78,12 +79,6 @@ class PretrainSettings:
     weight_decay: float = setting(0.1, "AdamW's, on matrices only")
     clip: float = setting(1.0, "maximum norm of the gradient")
 
-    probe_rows: int = setting(256, "rows of the probe")
-    probe_length: int = setting(64, "tokens of a row of the probe")
-    positions: str = setting("8", "last, all, mean, or how many positions of a row are read")
-    probe_batch: int = setting(32, "rows of the probe that go through the model together")
-    alpha_first: int = setting(11, "first rank of the window of alpha")
-    alpha_last: int = setting(100, "last rank of the window of alpha")
     per_decade: int = setting(8, "log-spaced measurements a tenfold of updates")
     every: int | None = setting(None, "updates between later measurements; default: a fiftieth of the run")
     checkpoints: Literal["measured", "last"] = setting("measured", "which updates are saved")
@@ -131,12 +126,10 @@ def main(settings: PretrainSettings) -> None:
     schedule = Schedule(every=settings.every, per_decade=settings.per_decade)
     geometry = GeometryCallback(
         probe,
-        positions=int(settings.positions) if settings.positions.isdigit() else settings.positions,
-        alpha_window=(settings.alpha_first, settings.alpha_last),
         schedule=schedule,
-        batch_size=settings.probe_batch,
         path=folder.geometry,
         tokens_per_update=settings.batch_size * settings.seq_length,
+        **settings.geometry_settings(),
     )
     measured = schedule.steps(settings.updates) if settings.checkpoints == "measured" else [settings.updates]
     saver = SaveModel(folder.path / "checkpoints", measured, tokenizer)

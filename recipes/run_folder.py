@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from arguments import changed_settings
 from corpus import Corpus
 from transformers import PreTrainedTokenizerBase
 
@@ -84,11 +85,9 @@ class RunFolder:
         """
         if not self.resume_file.is_file():
             raise SystemExit(f"--resume: {self.resume_file} does not exist; leave it out to start at update 0")
-        before, now = json.loads((self.path / "settings.json").read_text()), dataclasses.asdict(settings)
-        changed = [k for k in now if k not in FREE_ON_RESUME and before.get(k) != now[k]]
-        if changed:
-            shown = ", ".join(f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in changed)
-            raise SystemExit(f"--resume: {shown}. Give the settings of the run, or start a new one elsewhere")
+        before = json.loads((self.path / "settings.json").read_text())
+        if changed := changed_settings(before, dataclasses.asdict(settings), FREE_ON_RESUME):
+            raise SystemExit(f"--resume: {changed}. Give the settings of the run, or start a new one elsewhere")
         checkpoint = torch.load(self.resume_file, map_location="cpu", mmap=True, weights_only=True)
         return int(checkpoint["global_step"])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from arguments import setting
+from probe_settings import ProbeSettings
 
 #: Settings that may differ between a stage and its continuation: where it runs and what it prints.
 FREE_ON_RESUME = frozenset(
@@ -19,7 +20,7 @@ FREE_ON_RESUME = frozenset(
 
 
 @dataclasses.dataclass
-class StageSettings:
+class StageSettings(ProbeSettings):
     """What is trained and what is measured; how it is trained is TRL's own configuration."""
 
     base: str | None = setting(None, "run folder of pretrain.py: its corpus, its probe, and its last weights")
@@ -54,11 +55,5 @@ class StageSettings:
     )
     probe_config: str | None = setting(None, "configuration of a hub data set")
     probe_text_column: str = setting("text", "column that holds the general text")
-    probe_rows: int = setting(256, "rows of a probe")
-    probe_length: int = setting(64, "tokens of a row of the general probe, where it is not that of base")
-    positions: str = setting("8", "last, all, mean, or how many positions of a row are read")
-    probe_batch: int = setting(32, "rows of the probe that go through the model together")
-    alpha_first: int = setting(11, "first rank of the window of alpha")
-    alpha_last: int = setting(100, "last rank of the window of alpha")
     per_decade: int = setting(0, "log-spaced measurements a tenfold of updates")
     every: int | None = setting(None, "updates between measurements; default: a fiftieth of the run")
