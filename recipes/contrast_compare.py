@@ -8,6 +8,7 @@ from typing import Any
 
 from arithmetic import ANSWERS
 from contrast_read import Contrast, StageNumbers
+from contrast_table import mean
 from verdicts import OVERTRAINING, Statement, crossing, judge, of_stage, shown, slope
 
 MOST_TRIES = 256
@@ -111,7 +112,7 @@ def _pass_curves(by_seed: Mapping[int, StageNumbers], seeds: Sequence[int]) -> d
         _crossing_at(tries, *([row[which][index] for row in rows] for which in ("starts", "ends")))
         for index in range(len(seeds))
     ]
-    means = [[_mean(row[which]) for row in rows] for which in ("starts", "ends")]
+    means = [[mean(row[which]) for row in rows] for which in ("starts", "ends")]
     return {"k": tries, "rows": rows, "crossing": _crossing_at(tries, *means), "crossing_by_seed": by_seed_at}
 
 
@@ -172,8 +173,3 @@ def _real(stages: Mapping[str, Mapping[int, StageNumbers]]) -> dict[str, Any]:
 
 def _average(one: Sequence[float | None], other: Sequence[float | None]) -> list[float | None]:
     return [None if a is None or b is None else (a + b) / 2 for a, b in zip(one, other, strict=True)]
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import json
 import shutil
 import time
@@ -151,8 +152,9 @@ class Stage:
             return None
         return LoraConfig(task_type=TaskType.CAUSAL_LM, r=rank, lora_alpha=alpha, target_modules="all-linear")
 
+    @functools.cached_property
     def corpus(self) -> Corpus:
-        """Returns the corpus of the base, whose parts it was not trained on; without a base, the standard library."""
+        """The corpus of the base, whose parts it was not trained on; without a base, the standard library."""
         if self.base is not None:
             return Corpus.load(self.base / "corpus")
         folder = self.folder / "corpus"
@@ -166,14 +168,14 @@ class Stage:
         s = self.settings
         if s.dataset is None:
             problems = problem_rows(s.worked_problems, (2, 3), held_out=False, seed=4)
-            return cut(self.corpus().texts(part))[: s.train_rows] + problems
+            return cut(self.corpus.texts(part))[: s.train_rows] + problems
         return read_rows(s.dataset, s.dataset_config, s.dataset_revision, s.dataset_split, s.train_rows)
 
     def test_rows(self, cut: Callable[[list[str]], list[Row]], limit: int | None = None) -> list[Row]:
         """Returns rows of the in-distribution test, at most ``test_rows`` or ``limit``."""
         s, limit = self.settings, self.settings.test_rows if limit is None else limit
         if s.dataset is None and s.test_dataset is None:
-            return cut(self.corpus().texts("id_test"))[:limit]
+            return cut(self.corpus.texts("id_test"))[:limit]
         if s.test_dataset is not None:
             return read_rows(s.test_dataset, None, None, self.split_of(s.test_dataset), limit)
         return read_rows(str(s.dataset), s.dataset_config, s.dataset_revision, s.test_split, limit)
@@ -186,7 +188,7 @@ class Stage:
         """Returns instruction pairs out of distribution: another instruction, and text of another domain."""
         s = self.settings
         if s.ood_dataset is None:
-            return describe_rows(self.corpus().texts("ood_test"))[: s.test_rows]
+            return describe_rows(self.corpus.texts("ood_test"))[: s.test_rows]
         return read_rows(s.ood_dataset, s.ood_config, s.ood_revision, s.ood_split, s.test_rows)
 
     def completions(
@@ -222,7 +224,7 @@ class Stage:
             of_base = AutoTokenizer.from_pretrained(self.base / "tokenizer")
             if of_base.get_vocab() == tokenizer.get_vocab():
                 return ProbeSet.load(self.base / "probe.safetensors")
-        texts = self.corpus().texts("probe")
+        texts = self.corpus.texts("probe")
         return ProbeSet.from_token_ids(probe_rows(texts, tokenizer, s.probe_rows, s.probe_length))
 
     def probe_of(self, rows: Sequence[Sequence[int]]) -> ProbeSet:
