@@ -1,0 +1,262 @@
+"""The ∞-gram index against brute force, and the API's client against a server that answers as the API does."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import numpy as np
+import pytest
+import torch
+from ngram_reference import infinigram, occurrences
+
+from geomcallbacks.behaviour import InfiniGramAPI, infinigram_build
+
+BIG = 70_000  # a vocabulary that needs four bytes a token
+
+
+def documents(vocabulary=30, lengths=(300, 1, 200, 80), seed=0):
+    rng = np.random.default_rng(seed)
+    weight = 1 / np.arange(1, 31)
+    return [(rng.choice(30, size=n, p=weight / weight.sum()) + vocabulary - 30).tolist() for n in lengths]
+
+
+@pytest.fixture
+def index_class():
+    pytest.importorskip("infini_gram", reason="no wheel of infini-gram for this machine")
+    from geomcallbacks.behaviour import InfiniGramIndex
+
+    return InfiniGramIndex
+
+
+@pytest.mark.parametrize("vocab_size", [30, 65_535, 65_536, BIG])
+def test_counts_and_probabilities_are_those_of_brute_force(index_class, tmp_path, vocab_size):
+    text = documents(vocab_size)
+    index = index_class.build(text, tmp_path, vocab_size=vocab_size)
+    rng = np.random.default_rng(1)
+    longest = []
+    for _ in range(60):
+        query = documents(vocab_size, (rng.integers(1, 5),), int(rng.integers(1000)))[0]
+        assert index.count(query) == occurrences(text, query)
+        prompt, answer = documents(vocab_size, (rng.integers(0, 9), 5), int(rng.integers(1000)))
+        if rng.integers(2):  # a stretch of the text itself
+            start = int(rng.integers(250))
+            prompt = text[0][start : start + len(prompt)]
+        found, lengths = index.probabilities(prompt, answer)
+        contexts = [prompt + answer[:i] for i in range(5)]
+        expected = [infinigram(text, context, token) for context, token in zip(contexts, answer, strict=True)]
+        assert found == pytest.approx([p for p, _ in expected], abs=1e-15)
+        assert lengths == [length for _, length in expected]
+        longest += lengths
+    assert min(longest) <= 1
+    assert max(longest) >= 4
+    assert index.tokens == index.count([]) == sum(map(len, text)) + len(text)
+
+
+def test_no_ngram_reaches_over_two_documents(index_class, tmp_path):
+    index = index_class.build([[1, 2], [3, 4]], tmp_path, vocab_size=5)
+    assert [index.count(gram) for gram in ([1, 2], [2, 3], [3, 4], [2])] == [1, 0, 1, 1]
+    joined = index_class.build([1, 2, 3, 4], tmp_path, vocab_size=5)
+    assert joined.count([2, 3]) == 1
+    # 2 follows every known end of "3 1" in one of one; 4 follows none of it.
+    assert joined.probabilities([3, 1], [2, 4]) == ([1.0, 0.0], [1, 2])
+
+
+def test_kinds_of_ids(index_class, tmp_path):
+    ids = documents()[0]
+    prints = {
+        index_class.build(given, tmp_path / str(i), vocab_size=30).fingerprint
+        for i, given in enumerate([ids, np.array(ids), torch.tensor(ids), [torch.tensor(ids)], [np.array(ids, "u1")]])
+    }
+    assert len(prints) == 1
+
+
+@pytest.mark.parametrize("name", ["a folder; with $(odd) name", "stable/tokenized/offset", "metadata metaoff unigram"])
+def test_opened_again_and_replaced(index_class, tmp_path, capfd, name):
+    """The engine looks for the names of its files in the whole path: "stable" holds "table"."""
+    folder = tmp_path / name
+    built = index_class.build(documents(), folder, vocab_size=30)
+    opened = index_class.open(folder)
+    assert (opened.fingerprint, opened.source) == (built.fingerprint, built.source)
+    assert opened.probabilities([1, 2, 3], [4, 5]) == built.probabilities([1, 2, 3], [4, 5])
+    other = index_class.build(documents(seed=1), folder, vocab_size=30)
+    assert index_class.open(folder).fingerprint == other.fingerprint != built.fingerprint
+    assert {file.name for file in folder.iterdir()} == {"tokenized.0", "offset.0", "table.0", "about.json"}
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_builders_trap_is_caught(index_class, tmp_path, monkeypatch):
+    """Two parts shorter than their overlap: the package writes a table, and all its counts are wrong."""
+    ids = documents(lengths=(60_000,))[0]
+    with pytest.raises(ValueError, match="fewer parts"):
+        index_class.build(ids, tmp_path, vocab_size=30, parts=2)
+    monkeypatch.setattr("geomcallbacks.behaviour.infinigram.check_parts", lambda stream, parts: None)
+    with pytest.raises(RuntimeError, match="times, and it stands in the text"):
+        index_class.build(ids, tmp_path, vocab_size=30, parts=2)
+    with pytest.raises(FileNotFoundError, match="no whole index"):
+        index_class.open(tmp_path)
+
+
+def test_several_parts_count_alike(index_class, tmp_path):
+    ids = documents(lengths=(210_000,))[0]
+    one, two = (index_class.build(ids, tmp_path / str(parts), vocab_size=30, parts=parts) for parts in (1, 2))
+    rng = np.random.default_rng(3)
+    for start in rng.integers(209_000, size=50):
+        gram = ids[start : start + 4]
+        assert one.count(gram) == two.count(gram) == infinigram_build.brute_count(np.array(ids), np.array(gram)) > 0
+
+
+def test_a_temporary_folder_that_cannot_do(index_class, tmp_path, monkeypatch):
+    index_class.build(documents(), tmp_path / "index", vocab_size=30)
+    (tmp_path / "stable").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "stable"))
+    with pytest.raises(ValueError, match="TMPDIR"):
+        index_class.open(tmp_path / "index")
+
+
+@pytest.mark.parametrize("file", ["table.0", "tokenized.0"])
+def test_changed_files_are_refused(index_class, tmp_path, file):
+    """The engine itself would read where a broken table points, and end the process."""
+    index_class.build(documents(), tmp_path, vocab_size=30)
+    data = bytearray((tmp_path / file).read_bytes())
+    data[7] ^= 1
+    (tmp_path / file).write_bytes(data)
+    with pytest.raises(ValueError, match="changed after"):
+        index_class.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([], "empty"),
+        ([[], []], "empty"),
+        ([1, 30], "vocab_size=30"),
+        ([1, -1], "from -1"),
+        (torch.zeros(3, 4, dtype=torch.int64), "flattened"),
+        (torch.zeros(3), "token ids"),
+    ],
+)
+def test_bad_ids(index_class, tmp_path, ids, message):
+    with pytest.raises(ValueError, match=message):
+        index_class.build(ids, tmp_path, vocab_size=30)
+
+
+def test_ids_beyond_the_vocabulary_are_no_query(index_class, tmp_path):
+    index = index_class.build(documents(), tmp_path, vocab_size=30)
+    with pytest.raises(ValueError, match="vocab_size=30"):
+        index.probabilities([30], [1])
+
+
+def test_without_the_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "infini_gram", None)
+    monkeypatch.setitem(sys.modules, "infini_gram.engine", None)
+    from geomcallbacks.behaviour import InfiniGramIndex
+
+    with pytest.raises(ImportError, match=r"geomcallbacks\[memorisation\]"):
+        InfiniGramIndex.build([1, 2], tmp_path, vocab_size=3)
+    with pytest.raises(ImportError, match="InfiniGramAPI"):
+        InfiniGramIndex.open(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+class Server(HTTPServer):
+    """Answers `infgram_prob` over `TEXT` as https://infini-gram.io/api_doc describes; `failures` come first."""
+
+    TEXT = documents()
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.failures, self.asked = [], []
+        self.url = f"http://127.0.0.1:{self.server_port}/"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        payload = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append(payload)
+        status, answer = self.server.failures.pop(0) if self.server.failures else (200, None)
+        if answer is None:
+            assert payload["query_type"] == "infgram_prob"
+            *context, token = payload["query_ids"]
+            prob, suffix = infinigram(self.server.TEXT, context, token)
+            answer = {"prompt_cnt": 1, "cont_cnt": 1, "prob": prob, "suffix_len": suffix, "latency": 0.1}
+        body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server():
+    running = Server()
+    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield running
+    running.shutdown()
+    thread.join()
+    running.server_close()
+
+
+def test_api_says_what_the_server_counts(server):
+    engine = InfiniGramAPI("v4_piletrain_llama", url=server.url, wait=0)
+    prompt, answer = server.TEXT[0][40:45], [1, 2, 29]
+    found, lengths = engine.probabilities(prompt, answer)
+    expected = [infinigram(server.TEXT, prompt + answer[:i], token) for i, token in enumerate(answer)]
+    assert list(zip(found, lengths, strict=True)) == expected
+    assert {asked["index"] for asked in server.asked} == {"v4_piletrain_llama"}
+    assert [asked["query_ids"] for asked in server.asked] == [prompt + answer[: i + 1] for i in range(3)]
+    assert "v4_piletrain_llama" in engine.source
+
+
+def test_api_keeps_the_end_of_a_long_query(server):
+    InfiniGramAPI(url=server.url).probabilities(range(600), [1])
+    assert server.asked[0]["query_ids"] == [*range(101, 600), 1]
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_api_asks_again(server, status):
+    server.failures = [(status, {"error": "busy"})] * 2
+    found, _ = InfiniGramAPI(url=server.url, retries=2, wait=0.001).probabilities([], [1])
+    assert len(server.asked) == 3
+    assert found == [infinigram(server.TEXT, [], 1)[0]]
+
+
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        ((400, {"error": "[index] is not one of ours"}), "refused .* not one of ours"),
+        ((200, {"error": "out-of-range"}), "out-of-range"),
+        ((200, {"count": 3}), "without 'prob'"),
+        ((200, b"<html>moved</html>"), "did not answer in JSON"),
+    ],
+)
+def test_api_refusals_are_not_repeated(server, failure, message):
+    server.failures = [failure]
+    with pytest.raises(ValueError, match=message):
+        InfiniGramAPI(url=server.url, wait=0).probabilities([1], [2])
+    assert len(server.asked) == 1
+
+
+def test_api_without_a_network(server):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/"
+    with pytest.raises(ConnectionError, match=r"in 2 attempts .* InfiniGramIndex\.build"):
+        InfiniGramAPI(url=url, retries=1, wait=0.001).probabilities([1], [2])
+    server.failures = [(500, {"error": "busy"})] * 9
+    with pytest.raises(ConnectionError, match="in 3 attempts"):
+        InfiniGramAPI(url=server.url, retries=2, wait=0.001).probabilities([1], [2])
+    assert len(server.asked) == 3
+
+
+@pytest.mark.parametrize("bad", [{"timeout": 0}, {"retries": -1}, {"wait": -1}, {"url": "file:///etc"}])
+def test_api_bad_arguments(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        InfiniGramAPI(**bad)

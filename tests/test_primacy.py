@@ -1,0 +1,197 @@
+"""Loss by token frequency against Transformers' own loss, on bands cut by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import tiny
+import torch
+
+from geomcallbacks import ProbeSet, Schedule, read_records
+from geomcallbacks.behaviour import BehaviourMonitor, FrequencyLoss, first_below, learned_at, load_counts, save_counts
+from geomcallbacks.behaviour import token_counts as count
+
+# Targets, all but the first of each row: 5 5 5 6 | 6 7 8 5. In training 5 occurs most, 6 and 7 equally often, 8 never.
+ROWS = [[9, 5, 5, 5, 6], [5, 6, 7, 8, 5]]
+COUNTS = torch.tensor([0, 0, 0, 0, 0, 40, 3, 3])
+OF_BAND = {1: {5}, 2: {6, 7, 8}}
+
+
+def by_hand(model, rows, of_band):
+    """Mean loss by band, from Transformers' loss of one predicted token at a time."""
+    sums = {band: [] for band in of_band}
+    model.eval()
+    for row in rows:
+        for end in range(1, len(row)):
+            labels = torch.full((1, end + 1), -100)
+            labels[0, end] = row[end]
+            with torch.no_grad():
+                loss = model(input_ids=torch.tensor([row[: end + 1]]), labels=labels).loss.item()
+            sums[next(band for band, tokens in of_band.items() if row[end] in tokens)].append(loss)
+    return {f"band_{band}": pytest.approx(sum(found) / len(found), rel=1e-5) for band, found in sums.items()}
+
+
+@pytest.mark.parametrize("kind", ["gpt_neox", "llama", "gpt2"])
+@pytest.mark.parametrize("batch_size", [1, 32])
+def test_each_band_is_the_mean_of_its_tokens_losses(kind, batch_size):
+    model = tiny.model(kind)
+    measure = FrequencyLoss(ProbeSet.from_token_ids(ROWS), COUNTS, bands=2, batch_size=batch_size)
+    assert measure.tokens == [4, 4]
+    assert measure.edges == [(40, 40), (0, 3)]
+    assert measure(model) == by_hand(model, ROWS, OF_BAND)
+
+
+def test_rows_of_differing_length_and_left_padding():
+    rows = [[9, 5, 5], [5, 6, 7, 8, 5, 5], [6, 6]]
+    ids = torch.tensor([[0, 0, 0, 9, 5, 5], [5, 6, 7, 8, 5, 5], [0, 0, 0, 0, 6, 6]])
+    mask = torch.tensor([[0, 0, 0, 1, 1, 1], [1] * 6, [0, 0, 0, 0, 1, 1]])
+    measure = FrequencyLoss(ProbeSet.from_token_ids(ids, mask), COUNTS, bands=2)
+    assert sum(measure.tokens) == sum(len(row) - 1 for row in rows)
+    model = tiny.model()
+    assert measure(model) == by_hand(model, rows, OF_BAND)
+
+
+def test_one_band_is_the_loss_of_the_rows():
+    model, (ids, _) = tiny.model("llama").eval(), tiny.rows(8, 12)
+    ids = torch.where(ids == 0, 3, ids)
+    with torch.no_grad():
+        whole = model(input_ids=ids, labels=ids).loss.item()
+    found = FrequencyLoss(ProbeSet.from_token_ids(ids), torch.ones(120, dtype=torch.int64), bands=1)(model)
+    assert found == {"band_1": pytest.approx(whole, rel=1e-5)}
+
+
+def test_bands_hold_equal_numbers_of_predictions_and_never_part_equal_counts():
+    """8,000 predictions of 50 tokens, of frequency 1/i, as often in training as held out: against a sort."""
+    generator = torch.Generator().manual_seed(0)
+    frequency = torch.cat([torch.zeros(3), 1 / torch.arange(1, 51)])
+    ids = torch.multinomial(frequency, 8000, replacement=True, generator=generator).view(80, 100)
+    counts = count(torch.multinomial(frequency, 2000, replacement=True, generator=generator), 53)
+    measure = FrequencyLoss(ProbeSet.from_token_ids(ids), counts, bands=3)
+    assert sum(measure.tokens) == 80 * 99
+    assert max(measure.tokens) - min(measure.tokens) < 0.12 * 80 * 99  # the most frequent token alone makes 22 %
+    highest = [high for _, high in measure.edges]
+    lowest = [low for low, _ in measure.edges]
+    assert all(low > high for low, high in zip(lowest[:-1], highest[1:], strict=True))
+    targets = counts[ids[:, 1:]].flatten().tolist()
+    for tokens, low, high in zip(measure.tokens, lowest, highest, strict=True):
+        assert tokens == sum(low <= target <= high for target in targets)
+
+
+def test_a_monitor_records_it_and_leaves_the_model_alone(tmp_path):
+    model = tiny.model(hidden_dropout=0.5)
+    measure = FrequencyLoss(ProbeSet.from_token_ids(ROWS), COUNTS, bands=2)
+    states = tiny.random_states()
+    monitor = BehaviourMonitor({"primacy": measure}, schedule=Schedule(every=1), path=tmp_path / "behaviour.jsonl")
+    monitor.start(model)
+    first = monitor.step(model, 0)
+    monitor.close()
+    assert first == {f"primacy/{band}": loss for band, loss in measure(model).items()}
+    (record,) = read_records(tmp_path / "behaviour.jsonl")
+    assert {key: record[key] for key in first} == first
+    assert model.training
+    assert tiny.random_states() == states
+
+
+def test_counts_are_those_of_a_loop_and_survive_a_file(tmp_path):
+    rows = [torch.tensor([[1, 2], [2, 2]]), torch.tensor([0, 2], dtype=torch.int32)]
+    counts = count(rows, 5)
+    assert counts.tolist() == [1, 1, 4, 0, 0]
+    assert count(rows[0], 3).tolist() == [0, 1, 3]
+    save_counts(counts, tmp_path / "counts.txt")
+    assert (tmp_path / "counts.txt").read_text() == "1\n1\n4\n0\n0\n"
+    assert torch.equal(load_counts(tmp_path / "counts.txt"), counts)
+
+
+def test_fingerprint_sees_rows_counts_and_bands():
+    probe = ProbeSet.from_token_ids(ROWS)
+    made = [
+        FrequencyLoss(probe, COUNTS, bands=2),
+        FrequencyLoss(probe, COUNTS, bands=1),
+        FrequencyLoss(probe, 2 * COUNTS, bands=2),
+        FrequencyLoss(ProbeSet.from_token_ids(ROWS[::-1]), COUNTS, bands=2),
+    ]
+    assert len({measure.fingerprint for measure in made}) == 4
+    assert made[0].fingerprint == FrequencyLoss(probe, COUNTS.int(), bands=2, batch_size=1).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("steps", "losses", "share", "expected"),
+    [
+        ([0, 10, 20], [8.0, 6.0, 2.0], 0.5, 12.5),  # half of 8 → 2 is 5, a quarter of the way from 6 to 2
+        ([0, 10, 20], [8.0, 5.0, 2.0], 0.5, 10),
+        ([0, 1, 100], [8.0, 2.0, 4.0], 0.5, 0.5),  # the drop is to the lowest, not to the last
+        ([0, 1, 100], [8.0, 2.0, 4.0], 1, 1),
+        ([0, 10, 20, 30], [8.0, None, 6.0, 2.0], 0.5, 22.5),
+        ([0, 10], [2.0, 3.0], 0.5, None),
+        ([7], [2.0], 0.5, None),
+    ],
+)
+def test_first_below(steps, losses, share, expected):
+    assert first_below(steps, losses, share) == expected
+
+
+def test_primacy_of_records_in_any_order():
+    records = [
+        {"step": 100, "primacy/band_1": 2.0, "primacy/band_2": 4.0, "held_out/loss": 3.0},
+        {"step": 0, "primacy/band_1": 6.0, "primacy/band_2": 6.0},
+        {"step": 10, "primacy/band_1": 2.0, "primacy/band_2": 6.0},
+        {"step": 50, "held_out/loss": 3.0},
+    ]
+    assert learned_at(records) == {"band_1": 5, "band_2": 55}
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: FrequencyLoss(ROWS, COUNTS), TypeError, "rows is a list"),
+        (lambda: made(bands=0), ValueError, "bands=0"),
+        (lambda: made(bands=True), ValueError, "bands=True"),
+        (lambda: made(bands=4), ValueError, r"bands=4 cannot all be filled.*3 different counts.*50%"),
+        (lambda: made(batch_size=0), ValueError, "batch_size=0"),
+        (lambda: made(counts=COUNTS.float()), ValueError, "integer tensor"),
+        (lambda: made(counts=[1, 2]), ValueError, "counts are list"),
+        (lambda: made(counts=-COUNTS), ValueError, "negative"),
+        (lambda: made(counts=0 * COUNTS), ValueError, "all zero"),
+        (lambda: FrequencyLoss(ProbeSet.from_token_ids([[1, 120]]), COUNTS, bands=1)(tiny.model()), ValueError, "120"),
+        (lambda: made().check(torch.nn.Linear(1, 1)), ValueError, "no causal language model"),
+        (lambda: count(torch.tensor([3]), 3), ValueError, "vocabulary=3"),
+        (lambda: count(torch.tensor([-1]), 3), ValueError, "from -1"),
+        (lambda: first_below([0], [], 0.5), ValueError, "1 steps and 0 losses"),
+        (lambda: first_below([0], [None], 0.5), ValueError, "no value"),
+        (lambda: first_below([0], [1.0], 0), ValueError, "share=0"),
+        (lambda: learned_at([{"step": 0}]), ValueError, "primacy/band_1"),
+    ],
+)
+def test_bad_input_is_refused(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    for content in ("", "1\nx\n", "1.5\n", "-1\n2\n"):
+        (tmp_path / "counts.txt").write_text(content)
+        with pytest.raises(ValueError, match=r"counts\.txt holds no token counts"):
+            load_counts(tmp_path / "counts.txt")
+
+
+def made(counts=COUNTS, **changed):
+    return FrequencyLoss(ProbeSet.from_token_ids(ROWS), counts, **{"bands": 2, **changed})
+
+
+def test_a_trained_model_shows_primacy():
+    """A model that only learns how often tokens occur: the frequent ones get cheaper, the rare ones dearer."""
+    torch.manual_seed(0)
+    frequency = torch.cat([torch.zeros(3), 1 / torch.arange(1, 118).square()])
+    ids = torch.multinomial(frequency, 40 * 16, replacement=True).view(40, 16)
+    measure = FrequencyLoss(ProbeSet.from_token_ids(ids), count(ids, 120), bands=2)
+    model = tiny.model("llama")
+    before = measure(model)
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(10):
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    after = measure(model)
+    assert before["band_1"] == pytest.approx(math.log(120), abs=0.3)
+    assert before["band_1"] - after["band_1"] > before["band_2"] - after["band_2"] + 0.5
