@@ -12,6 +12,7 @@ from typing import Any
 
 from geomcallbacks import metrics
 from geomcallbacks.monitor import GeometryMonitor
+from geomcallbacks.phases import Phase, PhaseTracker, find_phases
 from geomcallbacks.probe import ProbeSet
 from geomcallbacks.record import GeometryRecord, read_records, read_spectra
 from geomcallbacks.schedule import Schedule
@@ -20,8 +21,11 @@ __version__ = "0.1.0"
 __all__ = [
     "GeometryMonitor",
     "GeometryRecord",
+    "Phase",
+    "PhaseTracker",
     "ProbeSet",
     "Schedule",
+    "find_phases",
     "metrics",
     "read_records",
     "read_spectra",

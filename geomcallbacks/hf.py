@@ -22,6 +22,7 @@ class GeometryCallback(MonitorCallback):
     layer; else `geometry/<probe>/<layer>/<metric>`) to W&B and TensorBoard against the loss's own x axis, to
     `state.log_history`, to the terminal, and to `geometry.jsonl` in `args.output_dir`. Any other tracker that
     `report_to` names is handed the row through its own callback, which prefixes `train/` as it does to the loss.
+    Among them is `phase`: 0, 1, 2 (`geomcallbacks.phases`); the terminal says in words when another one begins.
 
     Args:
         probe: one ProbeSet, or several by label.
@@ -47,4 +48,5 @@ class GeometryCallback(MonitorCallback):
             {key: value for key, value in monitor.log_row([record]).items() if key.rpartition("/")[2] in _PRINTED}
             for record in records
         ]
-        return Row(monitor.log_row(records), printed, lambda: wandb_spectra(monitor, records))
+        spectra = lambda: wandb_spectra(monitor, records)
+        return Row(monitor.log_row(records), printed, spectra, monitor.transitions)

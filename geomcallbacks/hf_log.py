@@ -31,11 +31,13 @@ class Row:
         values: by their full key; goes to `state.log_history` and to every tracker.
         printed: the lines of the terminal, each a part of `values`.
         wandb_only: what W&B is given besides; called only where a W&B run is open.
+        said: sentences for the terminal.
     """
 
     values: Mapping[str, float]
     printed: Sequence[Mapping[str, float]]
     wandb_only: Callable[[], Mapping[str, Any]] = dict
+    said: Sequence[str] = ()
 
 
 class MonitorCallback(TrainerCallback):
@@ -109,7 +111,10 @@ class MonitorCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         for line in row.printed:
-            _print({**line, **epoch}, args)
+            # In the manner of Trainer's own rows.
+            _print(str({key: f"{value:.4g}" for key, value in {**line, **epoch}.items()}), args)
+        for sentence in row.said:
+            _print(sentence, args)
         for tracker in self._trackers:
             if isinstance(tracker, WandbCallback):
                 self._log_wandb(row, state.global_step)
@@ -166,7 +171,5 @@ def _autocast(args: TrainingArguments) -> AbstractContextManager[Any]:
     return nullcontext() if dtype is None else torch.autocast(args.device.type, dtype=dtype)
 
 
-def _print(row: Mapping[str, float], args: TrainingArguments) -> None:
-    """In the manner of Trainer's own rows."""
-    line = str({key: f"{value:.4g}" for key, value in row.items()})
+def _print(line: str, args: TrainingArguments) -> None:
     print(line) if args.disable_tqdm else tqdm.write(line)

@@ -18,7 +18,8 @@ class GeometryCallback(MonitorCallback):
     At update 0, at the scheduled updates and at the last, each metric goes as `geometry/<metric>` (one probe and one
     layer; else `geometry/<probe>/<layer>/<metric>`) to every logger of the Trainer at the update's number, to
     `trainer.callback_metrics` (so that ModelCheckpoint and EarlyStopping can monitor it), to the progress bar (RankMe
-    only) and to `geometry.jsonl` in `trainer.log_dir`.
+    only) and to `geometry.jsonl` in `trainer.log_dir`. Among them is `phase`: 0, 1, 2 (`geomcallbacks.phases`); the
+    terminal says in words when another one begins.
 
     Args:
         probe: one ProbeSet, or several by label.
@@ -41,6 +42,6 @@ class GeometryCallback(MonitorCallback):
         if not records:
             return None
         values = monitor.log_row(records)
-        missing = [f"{monitor.log_key(record)}/{name}" for record in records for name in record.reasons]
+        missing = [f"{monitor.log_key(record)}/{name}" for record in records for name in (*record.reasons, "phase")]
         shown = [key for key in values if key.endswith("/rankme")]
-        return Row(values, missing, shown, lambda: wandb_spectra(monitor, records))
+        return Row(values, missing, shown, lambda: wandb_spectra(monitor, records), monitor.transitions)

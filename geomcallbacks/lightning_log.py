@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from geomcallbacks.run_monitor import RunMonitor
 from geomcallbacks.tracker import TrackerQueue
@@ -25,12 +26,14 @@ class Row:
         missing: keys that have no value at this update.
         shown: keys that stand in the progress bar.
         wandb_only: gives what W&B alone is handed, such as histograms.
+        said: sentences for the terminal.
     """
 
     values: Mapping[str, float]
     missing: Collection[str] = ()
     shown: Collection[str] = ()
     wandb_only: Callable[[], Mapping[str, Any]] = dict
+    said: Sequence[str] = ()
 
 
 class MonitorCallback(L.Callback):
@@ -118,6 +121,9 @@ class MonitorCallback(L.Callback):
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 self._log(logger, row, step)
+            for sentence in row.said:
+                bar = trainer.progress_bar_callback
+                rank_zero_info(sentence) if bar is None else bar.print(sentence)
 
     def _log(self, logger: Logger, row: Row, step: int) -> None:
         if isinstance(logger, CSVLogger):  # a local file, whose writer two threads must not share

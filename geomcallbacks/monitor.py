@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from geomcallbacks.distributed import rank
+from geomcallbacks.distributed import from_first, rank
 from geomcallbacks.hidden import ForwardFn, Positions
 from geomcallbacks.locate import Layers, layer_list
-from geomcallbacks.measure import Settings, check_fit, measure_probe
+from geomcallbacks.measure import Settings, check_fit, device_of, measure_probe
 from geomcallbacks.metrics import DEFAULT_WINDOW
+from geomcallbacks.phases import PHASE_NAMES, PhaseTracker
 from geomcallbacks.probe import ProbeSet
-from geomcallbacks.record import GeometryRecord
+from geomcallbacks.record import GeometryRecord, read_records
 from geomcallbacks.run_monitor import RunMonitor
 from geomcallbacks.schedule import Schedule
+
+_LOGGER = logging.getLogger("geomcallbacks")
 
 
 class GeometryMonitor(RunMonitor):
@@ -46,6 +52,11 @@ class GeometryMonitor(RunMonitor):
         intervals: give each metric a 95 % interval by resampling the probe's rows. Costs twenty more spectra.
         tokens_per_update: training tokens of one update, to record how many were seen.
         total_steps: updates of the run, where known: the last is then measured, and spacing follows its length.
+        from_scratch: whether the run starts from random weights, so that a first fall of RankMe is warm-up and not
+            compression. None: it does if it starts at update 0. Say False where trained weights are trained further.
+
+    Attributes:
+        transitions: what the last measurement showed of phases that began, in words.
 
     Raises:
         ValueError: an argument is wrong by itself. What needs the model is raised by `start`.
@@ -69,6 +80,7 @@ class GeometryMonitor(RunMonitor):
         intervals: bool = False,
         tokens_per_update: int | None = None,
         total_steps: int | None = None,
+        from_scratch: bool | None = None,
     ) -> None:
         super().__init__(schedule, path, on_error, total_steps)
         self.settings = Settings(layers, positions, alpha_window, precision, module, forward, batch_size, intervals)
@@ -77,6 +89,16 @@ class GeometryMonitor(RunMonitor):
             self.settings.check_probe(label, rows)
         self.spectra = spectra
         self.tokens_per_update = tokens_per_update
+        self.from_scratch = from_scratch
+        self.transitions: list[str] = []
+        self._curves: dict[tuple[str, str], PhaseTracker] = {}
+
+    def start(self, model: nn.Module, *, step: int = 0, total_steps: int | None = None) -> None:
+        """Begin a run, or go on with one from its checkpoint. See `RunMonitor.start`."""
+        super().start(model, step=step, total_steps=total_steps)
+        self._curves = {}
+        if step > 0:
+            self._recall(model, step)
 
     def step(
         self, model: nn.Module, step: int, *, tokens: int | None = None, last: bool = False
@@ -101,19 +123,26 @@ class GeometryMonitor(RunMonitor):
         records: list[GeometryRecord] = []
         with self._measuring(model, step):
             for label, probe in self.probes.items():
-                try:
+                with self._forgiving(step):
                     records += measure_probe(model, label, probe, self.settings, step=step, tokens=tokens)
                     self._keep_batch_size(records[-1])
-                except Exception as error:
-                    if self.on_error == "raise":
-                        raise
-                    kind = type(error).__name__
-                    # Once for each kind: messages carry sizes and addresses, and would differ at every measurement.
-                    message = f"geometry was not measured at step {step} ({kind}: {error}); training goes on"
-                    self._warn_once(kind, message)
+            with self._forgiving(step):
+                self._follow(records)
             self._to_file(lambda: self._write_spectra(step, records))
             self._to_file(lambda: self._write_lines(records))
         return records
+
+    @contextmanager
+    def _forgiving(self, step: int) -> Iterator[None]:
+        """What fails inside costs its numbers, not the run."""
+        try:
+            yield
+        except Exception as error:
+            if self.on_error == "raise":
+                raise
+            kind = type(error).__name__
+            # Once for each kind: messages carry sizes and addresses, and would differ at every measurement.
+            self._warn_once(kind, f"geometry was not measured at step {step} ({kind}: {error}); training goes on")
 
     def log_key(self, record: GeometryRecord) -> str:
         """Prefix of a record's keys in a tracker: `geometry` with one probe and one layer, else
@@ -123,13 +152,16 @@ class GeometryMonitor(RunMonitor):
         return "geometry" if alone else f"geometry/{record.probe}/{record.layer}"
 
     def log_row(self, records: list[GeometryRecord]) -> dict[str, float]:
-        """What a tracker is to be given: `<log_key>/<metric>`. Metrics without a value are left out."""
-        return {
-            f"{self.log_key(record)}/{name}": value
-            for record in records
-            for name, value in record.metrics.items()
-            if value is not None
-        }
+        """What a tracker is to be given: `<log_key>/<metric>`, and `<log_key>/phase` (0 warm-up, 1 entropy-seeking, 2
+        compression-seeking). What has no value is left out.
+        """
+        row: dict[str, float] = {}
+        for record in records:
+            values = dict(record.metrics)
+            if record.phase is not None:
+                values["phase"] = PHASE_NAMES.index(record.phase)
+            row |= {f"{self.log_key(record)}/{name}": value for name, value in values.items() if value is not None}
+        return row
 
     @property
     def key(self) -> str:
@@ -163,6 +195,37 @@ class GeometryMonitor(RunMonitor):
             self.settings = replace(self.settings, batch_size=record.batch_size)
             self._warn_once("memory", f"the probe ran out of memory: batch_size is now {record.batch_size}")
 
+    def _follow(self, records: list[GeometryRecord]) -> None:
+        """Give each record its phase, and say which phases have begun."""
+        self.transitions = []
+        for record in records:
+            key = (record.probe, record.layer)
+            curve = self._curves.setdefault(key, PhaseTracker(self.from_scratch))
+            news = curve.add(record.step, record.metrics["rankme"])
+            record.phase = curve.name
+            if news is not None:
+                self.transitions.append(f"{self.log_key(record)}: {news}")
+        if rank() == 0:
+            for line in self.transitions:
+                _LOGGER.info(line)
+
+    def _recall(self, model: nn.Module, step: int) -> None:
+        """Read from the record file what the run has measured up to its checkpoint; rank 0 tells the others."""
+        points: list[list[Any]] = []
+        if self._writer is not None:
+            try:
+                rows = read_records(self._writer.path)
+            except (OSError, ValueError) as error:
+                self._warn_once("recall", f"phases start anew: {self._writer.path} could not be read ({error})")
+                rows = []
+            points = [[row["probe"], row["layer"], row["step"], row["rankme"]] for row in rows if row["step"] <= step]
+        curves: dict[tuple[str, str], list[tuple[int, float | None]]] = {}
+        for probe, layer, at, value in json.loads(from_first(json.dumps(points), device_of(model))):
+            curves.setdefault((probe, layer), []).append((at, value))
+        for key, curve in curves.items():
+            self._curves[key] = PhaseTracker(self.from_scratch)
+            self._curves[key].load(curve)
+
     def _write_spectra(self, step: int, records: list[GeometryRecord]) -> None:
         kept = {f"{r.probe}/{r.layer}": r.eigenvalues for r in records if r.eigenvalues is not None}
         if self._writer is None or not self.spectra or not kept:
@@ -179,6 +242,7 @@ class GeometryMonitor(RunMonitor):
 
     def _about(self) -> dict[str, Any]:
         settings = {key: value for key, value in vars(self.settings).items() if key != "forward"}
+        settings["from_scratch"] = self.from_scratch
         probes = {label: {"fingerprint": p.fingerprint, "rows": len(p)} for label, p in self.probes.items()}
         return {"settings": settings, "probes": probes}
 

@@ -51,6 +51,7 @@ class GeometryRecord:
         intervals: 95 % interval of each metric, where asked for.
         spectrum: file with the whole eigenspectrum, relative to the record file, and the key in it.
         notes: what went otherwise than asked, such as a halved batch.
+        phase: in which the run is by the curve so far (`geomcallbacks.phases`); None where that shows none yet.
         eigenvalues: (r,) descending float64 on the CPU, for whoever holds the record; not part of the line.
     """
 
@@ -73,6 +74,7 @@ class GeometryRecord:
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     spectrum: tuple[str, str] | None = None
     notes: list[str] = field(default_factory=list)
+    phase: str | None = None
     convention: str = CONVENTION
     eigenvalues: torch.Tensor | None = field(default=None, repr=False, compare=False)
 
@@ -125,13 +127,7 @@ class RecordWriter:
 
     def write_spectra(self, step: int, spectra: Mapping[str, torch.Tensor]) -> str:
         """Keep the eigenvalues of one measurement, by "<probe>/<layer>"; returns the file, relative to the records."""
-        self.spectra_folder.mkdir(exist_ok=True)
-        target = self.spectra_folder / f"step-{step:09d}.safetensors"
-        scratch = target.with_suffix(f".{os.getpid()}.tmp")
-        # float32 keeps seven digits of each eigenvalue in half the space; the metrics are not computed from it.
-        save_file({key: value.to("cpu", torch.float32).contiguous() for key, value in spectra.items()}, str(scratch))
-        scratch.replace(target)
-        return f"{self.spectra_folder.name}/{target.name}"
+        return write_spectra(self.spectra_folder, step, spectra)
 
     def close(self) -> None:
         """Close the file and release its lock. Closing twice is harmless."""
@@ -140,6 +136,17 @@ class RecordWriter:
     def _write(self, line: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(line, allow_nan=False, ensure_ascii=False) + "\n")
         self._file.flush()
+
+
+def write_spectra(folder: Path, step: int, spectra: Mapping[str, torch.Tensor]) -> str:
+    """Write the eigenvalues of one measurement to a file in `folder`; returns it, relative to the folder's parent."""
+    folder.mkdir(exist_ok=True)
+    target = folder / f"step-{step:09d}.safetensors"
+    scratch = target.with_suffix(f".{os.getpid()}.tmp")
+    # float32 keeps seven digits of each eigenvalue in half the space; the metrics are not computed from it.
+    save_file({key: value.to("cpu", torch.float32).contiguous() for key, value in spectra.items()}, str(scratch))
+    scratch.replace(target)
+    return f"{folder.name}/{target.name}"
 
 
 @overload

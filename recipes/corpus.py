@@ -2,9 +2,7 @@
 
 Nothing here touches the network unless ``dataset_corpus`` is given the name of a hub data set.
 
-*Documents are split before anything is cut from them.* A document goes to one part by a hash of its name, so
-neither the order of a listing nor the other documents decide where it goes. Near-duplicates go before the
-split: otherwise a copy of a pretraining file could stand in the probe or in a test part.
+Documents are split before anything is cut from them: ``geomcallbacks.offline_text`` says how.
 """
 
 from __future__ import annotations
@@ -12,38 +10,17 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import platform
-import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from arithmetic import arithmetic_texts
 
-PARTS = {"pretrain": 0.50, "sft": 0.18, "preference": 0.12, "probe": 0.07, "id_test": 0.07, "ood_test": 0.06}
-"""The parts of a corpus and the share of the documents that each one gets."""
+from geomcallbacks.offline_text import OTHER_DOMAIN, PARTS, Document, near_duplicates, part_of, python_documents
 
-OTHER_DOMAIN = frozenset({"idlelib", "tkinter", "turtle.py", "turtledemo"})
-"""Graphical interfaces: what of the standard library makes up ``ood_test``, and stands in no other part."""
-
-
-SKIPPED_FOLDERS = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages"})
 LOCAL_BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text", ".csv": "csv"}
-
-
-@dataclass(frozen=True)
-class Document:
-    """One text and the name by which it is split.
-
-    Attributes:
-        path: A name that is unique in the corpus: for a file its path below the root, for a row its hash.
-        text: The whole text.
-    """
-
-    path: str
-    text: str
 
 
 @dataclass(frozen=True)
@@ -137,13 +114,7 @@ def offline_corpus(root: str | Path | None = None, arithmetic_share: float = 0.0
     """
     if not 0 <= arithmetic_share < 1:
         raise ValueError(f"arithmetic_share={arithmetic_share} is not a share; give a number in [0, 1)")
-    folder = Path(root or sysconfig.get_path("stdlib"))
-    documents = [
-        Document(path.relative_to(folder).as_posix(), path.read_text(encoding="utf-8", errors="replace"))
-        for path in sorted(_python_files(folder))
-    ]
-    if not any(document.text.strip() for document in documents):
-        raise ValueError(f"root={str(folder)!r} holds no *.py file with text; give a folder that does")
+    documents = python_documents(root)
     source = {
         "name": "python-stdlib" if root is None else "python-files",
         "python": platform.python_version(),
@@ -158,12 +129,6 @@ def offline_corpus(root: str | Path | None = None, arithmetic_share: float = 0.0
         for index, text in enumerate(arithmetic_texts(wanted, arithmetic_seed))
     )
     return corpus
-
-
-def _python_files(folder: Path) -> Iterator[Path]:
-    for parent, children, files in os.walk(folder):
-        children[:] = [child for child in children if child not in SKIPPED_FOLDERS]  # os.walk does not enter them
-        yield from (Path(parent, file) for file in files if file.endswith(".py"))
 
 
 def dataset_corpus(
@@ -259,43 +224,6 @@ def split_corpus(
         elif document.text.strip():
             parts[part_of(document.path, other_domain)].append(document)
     return Corpus(parts, {**source, "near_duplicates_dropped": dropped})
-
-
-def part_of(path: str, other_domain: frozenset[str] = frozenset()) -> str:
-    """Returns the part of a document: its name alone decides, in proportion to the shares in ``PARTS``."""
-    if path.split("/")[0] in other_domain:
-        return "ood_test"
-    shares = {part: share for part, share in PARTS.items() if part != "ood_test" or not other_domain}
-    position = int(hashlib.sha256(path.encode()).hexdigest()[:13], 16) / 16**13 * sum(shares.values())
-    for part, share in shares.items():
-        position -= share
-        if position < 0:
-            return part
-    return list(shares)[-1]
-
-
-def near_duplicates(
-    documents: Iterable[Document], shingle_lines: int = 5, threshold: float = 0.5
-) -> Iterator[tuple[Document, bool]]:
-    """Says of each document whether most of it was in the documents kept before it.
-
-    A shingle is a run of ``shingle_lines`` consecutive lines, stripped, blank ones left out; a shorter
-    document is one shingle. A document is a near-duplicate if more than ``threshold`` of its distinct
-    shingles were seen. Exact shingles find what standard libraries have, copies with a changed header; they
-    do not find reworded prose.
-    """
-    seen: set[bytes] = set()
-    for document in documents:
-        lines = [line.strip() for line in document.text.splitlines() if line.strip()]
-        starts = range(max(1, len(lines) - shingle_lines + 1))
-        shingles = {
-            hashlib.blake2b("\n".join(lines[start : start + shingle_lines]).encode(), digest_size=8).digest()
-            for start in starts
-        }
-        duplicate = len(shingles & seen) > threshold * len(shingles)
-        if not duplicate:
-            seen |= shingles
-        yield document, duplicate
 
 
 def _sha256(text: str) -> str:

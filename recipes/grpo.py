@@ -168,7 +168,9 @@ def cross(
     }
     if PartialState().is_main_process:  # alone: the file must not go once the first process has begun it anew
         (stage.folder / "crossed.jsonl").unlink(missing_ok=True)
-    monitor = GeometryMonitor(probes, path=stage.folder / "crossed.jsonl", **stage.settings.geometry_settings())
+    monitor = GeometryMonitor(
+        probes, path=stage.folder / "crossed.jsonl", from_scratch=False, **stage.settings.geometry_settings()
+    )
     monitor.measure(start, 0)
     monitor.measure(trained, updates)
     monitor.close()

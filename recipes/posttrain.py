@@ -239,7 +239,8 @@ class Stage:
     ) -> list[TrainerCallback]:
         """Returns the callbacks that log geometry and behaviour at the same updates."""
         schedule = Schedule(every=self.settings.every, per_decade=self.settings.per_decade)
-        geometry = GeometryCallback(probes, schedule=schedule, **self.settings.geometry_settings())
+        read = self.settings.geometry_settings()
+        geometry = GeometryCallback(probes, schedule=schedule, from_scratch=False, **read)
         return [geometry, BehaviourCallback(measures, schedule=schedule)]
 
     def train(self, trainer: Trainer) -> None:

@@ -30,6 +30,7 @@ from corpus import Corpus, dataset_corpus, offline_corpus
 from language_model import GeometryBar, LanguageModel, SaveModel
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from pretrain_behaviour import BehaviourSettings, build_measures, save_measures
 from probe_settings import ProbeSettings
 from run_folder import RunFolder
 from shapes import build_model
@@ -38,12 +39,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from geomcallbacks import ProbeSet, Schedule, read_records
+from geomcallbacks.behaviour.lightning import BehaviourCallback
 from geomcallbacks.lightning import GeometryCallback
 from geomcallbacks.report import plot_run, summary
 
 
 @dataclasses.dataclass
-class PretrainSettings(ProbeSettings):
+class PretrainSettings(BehaviourSettings, ProbeSettings):
     """Everything that a run depends on; ``settings.json`` in the run folder keeps it."""
 
     output_dir: str = setting("runs/pretrain", "run folder")
@@ -117,11 +119,13 @@ def main(settings: PretrainSettings) -> None:
     rows_nt = packed_rows(corpus.texts("pretrain"), tokenizer, settings.seq_length + 1)
     held_out = probe_rows(corpus.texts("probe"), tokenizer, settings.probe_rows, settings.probe_length)
     probe = ProbeSet.from_token_ids(held_out)
+    longest = max(settings.seq_length, settings.probe_length)
+    measures = build_measures(settings, rows_nt, corpus, tokenizer, probe)
     if first_rank and not settings.resume:
         folder.begin(settings, corpus, tokenizer, probe)
+        save_measures(measures, folder.path)
 
     L.seed_everything(settings.seed, workers=True)
-    longest = max(settings.seq_length, settings.probe_length)
     model = build_model(settings, tokenizer, longest)
     schedule = Schedule(every=settings.every, per_decade=settings.per_decade)
     geometry = GeometryCallback(
@@ -133,7 +137,8 @@ def main(settings: PretrainSettings) -> None:
     )
     measured = schedule.steps(settings.updates) if settings.checkpoints == "measured" else [settings.updates]
     saver = SaveModel(folder.path / "checkpoints", measured, tokenizer)
-    trainer = make_trainer(settings, folder, start, [geometry, saver])
+    behaviour = [BehaviourCallback(measures, schedule=schedule, path=folder.behaviour)] if measures else []
+    trainer = make_trainer(settings, folder, start, [geometry, *behaviour, saver])
     for logger in trainer.loggers:
         logger.log_hyperparams(dataclasses.asdict(settings))
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -38,6 +38,7 @@ class RunFolder:
     Attributes:
         path: The folder.
         geometry: Records of the geometry, JSON Lines.
+        behaviour: Records of what is held against it, where a run measures that.
         figure: The figure drawn at the end.
         resume_file: Lightning's checkpoint, with the state of the optimiser.
     """
@@ -45,6 +46,7 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.geometry = self.path / "geometry.jsonl"
+        self.behaviour = self.path / "behaviour.jsonl"
         self.figure = self.path / "geometry.png"
         self.resume_file = self.path / "resume" / "last.ckpt"
 
@@ -69,8 +71,10 @@ class RunFolder:
         # What a run writes and nothing else: the folder may hold files of the user's own.
         for name in ("checkpoints", "resume", "loss", "corpus", "tokenizer"):
             shutil.rmtree(self.path / name, ignore_errors=True)
-        for file in (*self.path.glob("geometry*.jsonl"), *self.path.glob("geometry*-spectra"), self.figure):
-            shutil.rmtree(file) if file.is_dir() else file.unlink(missing_ok=True)
+        records = ("geometry*.jsonl", "geometry*-spectra", "behaviour*.jsonl", self.figure.name)
+        for pattern in (*records, "cloze_*.json", "memorisation.safetensors", "token_counts.txt"):
+            for file in self.path.glob(pattern):
+                shutil.rmtree(file) if file.is_dir() else file.unlink()
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / "settings.json").write_text(json.dumps(dataclasses.asdict(settings), indent=1))
         corpus.save(self.path / "corpus")

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from geomcallbacks import GeometryMonitor, ProbeSet, Schedule
 from geomcallbacks.moments import Moments, Rows
+from geomcallbacks.record import RecordWriter
 
 
 class Model(nn.Module):
@@ -139,6 +140,24 @@ def writes_once(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder / "run")) for path in (folder / "run").rglob("*") if path.is_file())
 
 
+def phase_after_a_restart(folder: Path) -> str | None:
+    """The curve so far stands in a file that the first process alone reads."""
+    path = folder / "restart" / "g.jsonl"
+    if rank() == 0:
+        writer = RecordWriter(path, 0, {})
+        for step in range(9):
+            writer.write({"step": step, "probe": "probe", "layer": "mix", "rankme": 900.0 * 0.6**step})
+        writer.close()
+    if dist.is_initialized():
+        dist.barrier()
+    watch = GeometryMonitor(probe(40), layers="mix", alpha_window=(1, 3), path=path)
+    model = wrapped(Model())
+    watch.start(model, step=8)
+    (record,) = watch.measure(model, 9)
+    watch.close()
+    return record.phase
+
+
 def scenarios(folder: Path) -> dict[str, Callable[[], Any]]:
     oom, bf16 = torch.OutOfMemoryError("injected"), torch.bfloat16
     return {
@@ -161,6 +180,7 @@ def scenarios(folder: Path) -> dict[str, Callable[[], Any]]:
         "rows": lambda: reduced_store(Rows, [13]),
         "rows of an idle process": lambda: reduced_store(Rows, [50]),
         "files": lambda: writes_once(folder),
+        "restart": lambda: phase_after_a_restart(folder),
     }
 
 

@@ -150,3 +150,7 @@ def test_first_process_decides_within_the_budget(two: list[dict[str, Any]]) -> N
 def test_first_process_writes(two: list[dict[str, Any]]) -> None:
     files = ["g-spectra/step-000000000.safetensors", "g.jsonl"]
     assert two[0]["files"] == two[1]["files"] == files
+
+
+def test_both_know_the_phase_after_a_restart(two: list[dict[str, Any]]) -> None:
+    assert [process["restart"] for process in two] == ["warm-up", "warm-up"]

@@ -76,6 +76,7 @@ def test_a_line_carries_everything(tmp_path: Path) -> None:
         "intervals": {"rankme": [1.0, 2.0]},
         "spectrum": ["file", "key"],
         "notes": ["halved"],
+        "phase": None,
         "convention": "eigenvalues of the centred covariance over n-1, eps=0, no truncation",
         **dict.fromkeys(METRIC_NAMES, 7.1),
         "alpha_req": None,

@@ -5,14 +5,17 @@ Importing this imports no training framework; `geomcallbacks.behaviour.hf` holds
 
 from __future__ import annotations
 
+from geomcallbacks.behaviour.choices import Choices
 from geomcallbacks.behaviour.completions import Completions
 from geomcallbacks.behaviour.continuations import continuations, trivia_rows
 from geomcallbacks.behaviour.diversity import answer_entropy, distinct_answers, distinct_n, self_bleu
 from geomcallbacks.behaviour.infinigram import InfiniGramIndex
 from geomcallbacks.behaviour.infinigram_api import InfiniGramAPI
+from geomcallbacks.behaviour.intervention import SpectralIntervention
 from geomcallbacks.behaviour.loss import CompletionLoss, completion_logprobs
 from geomcallbacks.behaviour.memorisation import Memorisation, NgramScores, ngram_scores
 from geomcallbacks.behaviour.monitor import BehaviourMonitor
+from geomcallbacks.behaviour.option_scores import ChoiceAccuracy
 from geomcallbacks.behaviour.passk import pass_at_k, pass_at_k_curve
 from geomcallbacks.behaviour.preference import PreferenceScore, preference
 from geomcallbacks.behaviour.primacy import (
@@ -28,6 +31,8 @@ from geomcallbacks.behaviour.sampling import Rollouts, sample
 
 __all__ = [
     "BehaviourMonitor",
+    "ChoiceAccuracy",
+    "Choices",
     "CompletionLoss",
     "Completions",
     "FrequencyLoss",
@@ -38,6 +43,7 @@ __all__ = [
     "PreferenceScore",
     "RolloutScore",
     "Rollouts",
+    "SpectralIntervention",
     "answer_entropy",
     "completion_logprobs",
     "continuations",

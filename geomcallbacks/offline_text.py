@@ -1,0 +1,122 @@
+"""Text that every machine with Python has: the source of its standard library, dealt whole to parts by file name.
+
+*Documents are split before anything is cut from them.* A document goes to one part by a hash of its name, so
+neither the order of a listing nor the other documents decide where it goes. Near-duplicates go before the
+split: otherwise a copy of a pretraining file could stand in the probe or in a test part.
+
+The library differs between Python versions, and with it every probe that is cut from it: compare by fingerprint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sysconfig
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+PARTS = {"pretrain": 0.50, "sft": 0.18, "preference": 0.12, "probe": 0.07, "id_test": 0.07, "ood_test": 0.06}
+"""The parts of a corpus and the share of the documents that each one gets."""
+
+OTHER_DOMAIN = frozenset({"idlelib", "tkinter", "turtle.py", "turtledemo"})
+"""Graphical interfaces: what of the standard library makes up ``ood_test``, and stands in no other part."""
+
+SKIPPED_FOLDERS = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages"})
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text and the name by which it is split.
+
+    Attributes:
+        path: A name that is unique in the corpus: for a file its path below the root, for a row its hash.
+        text: The whole text.
+    """
+
+    path: str
+    text: str
+
+
+def python_documents(root: str | Path | None = None) -> list[Document]:
+    """Reads every ``*.py`` file below a folder, without tests and installed packages, in the order of their paths.
+
+    Args:
+        root: The folder; None: the standard library of the running Python, about 12 MB.
+
+    Raises:
+        ValueError: There is no such file with text.
+    """
+    folder = Path(root or sysconfig.get_path("stdlib"))
+    documents = [
+        Document(path.relative_to(folder).as_posix(), path.read_text(encoding="utf-8", errors="replace"))
+        for path in sorted(_python_files(folder))
+    ]
+    if not any(document.text.strip() for document in documents):
+        raise ValueError(f"root={str(folder)!r} holds no *.py file with text; give a folder that does")
+    return documents
+
+
+def held_out_texts(parts: Collection[str] = ("probe", "id_test")) -> list[str]:
+    """Returns the texts of those parts of the standard library: by default what no stage of the recipes trains on."""
+    return [
+        document.text
+        for document, duplicate in near_duplicates(python_documents())
+        if not duplicate and document.text.strip() and part_of(document.path, OTHER_DOMAIN) in parts
+    ]
+
+
+def cut_texts(texts: Iterable[str], characters: int) -> list[str]:
+    """Cuts texts at line ends into pieces of at least so many characters that do not overlap; shorter ends go."""
+    pieces = []
+    for text in texts:
+        piece = ""
+        for line in text.splitlines(keepends=True):
+            piece += line
+            if len(piece) >= characters:
+                pieces.append(piece)
+                piece = ""
+    return pieces
+
+
+def part_of(path: str, other_domain: frozenset[str] = frozenset()) -> str:
+    """Returns the part of a document: its name alone decides, in proportion to the shares in ``PARTS``."""
+    if path.split("/")[0] in other_domain:
+        return "ood_test"
+    shares = {part: share for part, share in PARTS.items() if part != "ood_test" or not other_domain}
+    position = int(hashlib.sha256(path.encode()).hexdigest()[:13], 16) / 16**13 * sum(shares.values())
+    for part, share in shares.items():
+        position -= share
+        if position < 0:
+            return part
+    return list(shares)[-1]
+
+
+def near_duplicates(
+    documents: Iterable[Document], shingle_lines: int = 5, threshold: float = 0.5
+) -> Iterator[tuple[Document, bool]]:
+    """Says of each document whether most of it was in the documents kept before it.
+
+    A shingle is a run of ``shingle_lines`` consecutive lines, stripped, blank ones left out; a shorter
+    document is one shingle. A document is a near-duplicate if more than ``threshold`` of its distinct
+    shingles were seen. Exact shingles find what standard libraries have, copies with a changed header; they
+    do not find reworded prose.
+    """
+    seen: set[bytes] = set()
+    for document in documents:
+        lines = [line.strip() for line in document.text.splitlines() if line.strip()]
+        starts = range(max(1, len(lines) - shingle_lines + 1))
+        shingles = {
+            hashlib.blake2b("\n".join(lines[start : start + shingle_lines]).encode(), digest_size=8).digest()
+            for start in starts
+        }
+        duplicate = len(shingles & seen) > threshold * len(shingles)
+        if not duplicate:
+            seen |= shingles
+        yield document, duplicate
+
+
+def _python_files(folder: Path) -> Iterator[Path]:
+    for parent, children, files in os.walk(folder):
+        children[:] = [child for child in children if child not in SKIPPED_FOLDERS]  # os.walk does not enter them
+        yield from (Path(parent, file) for file in files if file.endswith(".py"))

@@ -1,0 +1,79 @@
+"""What a run's folder says of how it was measured live, so that its checkpoints are measured in the same way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from geomcallbacks.checkpoints import parse_name
+from geomcallbacks.probe import ProbeSet
+from geomcallbacks.record import read_lines, read_records
+
+#: Settings of a header that say what a number means; `Settings` takes them by the same names. Not `module`, which is a
+#: way through the training loop's own wrapper.
+_SETTINGS = ("layers", "positions", "alpha_window", "batch_size", "intervals")
+
+
+@dataclass
+class Recorded:
+    """How a run was measured.
+
+    Attributes:
+        settings: arguments of `Settings`.
+        precision: arithmetic of the live forward pass, as its records name it.
+        fingerprints: of its probes, by label.
+        probes: those of them that are kept in the folder.
+        tokens: training tokens by step, where recorded.
+        batch_sizes: rows that went through the model together, by step, where memory had run out.
+    """
+
+    settings: dict[str, Any]
+    precision: str
+    fingerprints: dict[str, str]
+    probes: dict[str, ProbeSet]
+    tokens: dict[int, int] = field(default_factory=dict)
+    batch_sizes: dict[int, int] = field(default_factory=dict)
+
+
+def read_recorded(folder: Path) -> Recorded | None:
+    """What `geometry.jsonl` in a run's folder says; None without one.
+
+    Args:
+        folder: the run's, that of its checkpoints, or that of one of them.
+    """
+    folder = folder.resolve()
+    places = [folder]
+    if folder.name == "checkpoints" or parse_name(folder.name) is not None:
+        places.append(folder.parent.parent if folder.parent.name == "checkpoints" else folder.parent)
+    file = next((place / "geometry.jsonl" for place in places if (place / "geometry.jsonl").is_file()), None)
+    if file is None:
+        return None
+    headers = [line for line in read_lines(file) if line.get("kind") == "header" and "settings" in line]
+    records = read_records(file)
+    if not headers or not records:
+        return None
+    said = headers[-1]["settings"]
+    settings = {key: said[key] for key in _SETTINGS if key in said}
+    if "alpha_window" in settings:
+        settings["alpha_window"] = tuple(settings["alpha_window"])
+    fingerprints = {label: probe["fingerprint"] for label, probe in headers[-1].get("probes", {}).items()}
+    return Recorded(
+        settings,
+        records[-1]["precision"],
+        fingerprints,
+        _saved_probes(file.parent, fingerprints),
+        {r["step"]: r["tokens"] for r in records if r.get("tokens") is not None},
+        {r["step"]: r["batch_size"] for r in records},
+    )
+
+
+def _saved_probes(folder: Path, fingerprints: dict[str, str]) -> dict[str, ProbeSet]:
+    found: dict[str, ProbeSet] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            probe = ProbeSet.load(file)
+        except Exception:  # weights, say, which are no probe
+            continue
+        found |= {label: probe for label, wanted in fingerprints.items() if wanted == probe.fingerprint}
+    return found

@@ -1,0 +1,279 @@
+"""The callbacks' measurement over saved checkpoints: folders of a run, revisions on the hub, several models in order.
+
+A checkpoint saved at update s gives the numbers that the callback logged at s: the probe is cut into the same batches,
+and the checkpoints of a run's folder are read with the probe, the settings and the precision that its records state.
+"""
+
+from __future__ import annotations
+
+import platform
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from geomcallbacks.behaviour.monitor import BehaviourMonitor, Measure
+from geomcallbacks.checkpoint_measure import CheckpointMeasure, Reading, UnfitError
+from geomcallbacks.checkpoints import Checkpoint, find_checkpoints
+from geomcallbacks.hub import Hub
+from geomcallbacks.probe import ProbeSet
+from geomcallbacks.probe_source import ProbeSource
+from geomcallbacks.progress import Ahead, Bar
+from geomcallbacks.record import GeometryRecord, write_spectra
+from geomcallbacks.recorded import Recorded, read_recorded
+from geomcallbacks.trace_file import TraceFile, behaviour_out, default_out, locked, path_from
+from geomcallbacks.vocabulary import Vocabulary, find_vocabulary
+
+Probes = ProbeSet | ProbeSource | Mapping[str, ProbeSet | ProbeSource]
+Measures = Mapping[str, Measure] | Callable[[Any], Mapping[str, Measure]]
+
+
+@dataclass
+class Summary:
+    """What a trace has done.
+
+    Attributes:
+        path: the record file.
+        behaviour: the file of the measures' numbers, if there were measures.
+        measured: checkpoints measured now.
+        before: how many of this process's share an earlier start had measured.
+        failed: why others could not be, by checkpoint; the next start tries them again.
+    """
+
+    path: Path
+    behaviour: Path | None = None
+    measured: list[str] = field(default_factory=list)
+    before: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def exit_status(self) -> int:
+        """1 where a checkpoint failed, else 0."""
+        return int(bool(self.failed))
+
+
+def trace(
+    models: str | Path | Sequence[str | Path],
+    *,
+    revisions: str | Sequence[str] | None = None,
+    probes: Probes | None = None,
+    settings: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    measures: Measures | None = None,
+    reading: Reading | None = None,
+    tokens_per_update: int | None = None,
+    share: tuple[int, int] = (0, 1),
+    progress: bool = False,
+) -> Summary:
+    """Measure the geometry of each checkpoint of a curve, as a callback does in training.
+
+    A trace that was stopped goes on where it was: started again with the same arguments, it measures what is missing.
+
+    Args:
+        models: a hub name (`name` or `name@revision`), a folder of checkpoints, or several in order as one curve.
+        revisions: "all", "log", names with commas between them, a file of names, or a list; see
+            `geomcallbacks.checkpoints`. None: `main` of a hub name, everything in a folder.
+        probes: one or several by label, ready or still text. None: what the run in that folder was measured on, else
+            offline text. One probe serves all checkpoints.
+        settings: arguments of GeometryMonitor of the same names, in place of those that the run's records state.
+        out: the record file. None: `geometry-trace.jsonl` in the folder, or `<model>-geometry.jsonl` here.
+        measures: what behaviour is measured beside geometry, by name, or a function of the tokenizer that gives it.
+            Its numbers go to a file of their own, named as `out` with "behaviour" for "geometry".
+        reading: how checkpoints are turned into models.
+        tokens_per_update: training tokens of one update, where neither names nor records tell.
+        share: (r, k): measure every k-th checkpoint, from the r-th on; k processes with one `out` share a curve.
+        progress: show a bar with the time left.
+
+    Returns:
+        What was done. A checkpoint that cannot be read or measured is reported on stderr and passed over.
+
+    Raises:
+        ValueError: no such model or revision, no tokenizer, a probe or settings that do not fit the first model, a
+            record file of another curve, probe or settings.
+    """
+    reading = reading or Reading()
+    names = [str(models)] if isinstance(models, (str, Path)) else [str(model) for model in models]
+    hub = Hub(reading.cache_dir, code=reading.trust_remote_code)
+    checkpoints = find_checkpoints(names, hub, revisions, tokens_per_update)
+    recorded = read_recorded(Path(names[0])) if len(names) == 1 and Path(names[0]).is_dir() else None
+    if recorded is not None and tokens_per_update is None:
+        checkpoints = [replace(each, tokens=recorded.tokens.get(each.step, each.tokens)) for each in checkpoints]
+    trace_of = _Trace(checkpoints, hub, CheckpointMeasure(settings or {}, recorded, reading), share)
+    trace_of.prepare(probes, measures)
+    path = Path(out) if out is not None else default_out(names)
+    return trace_of.run(path, [path_from(name, path) for name in names], progress)
+
+
+class _Trace:
+    """One start of a trace."""
+
+    def __init__(
+        self, checkpoints: list[Checkpoint], hub: Hub, measure: CheckpointMeasure, share: tuple[int, int]
+    ) -> None:
+        self.checkpoints, self.hub, self.measure, self.share = checkpoints, hub, measure, share
+        self.mine = checkpoints[share[0] :: share[1]]
+
+    def prepare(self, probes: Probes | None, measures: Measures | None) -> None:
+        """Probes and measures, with the tokenizer where they need one."""
+        measure = self.measure
+        if probes is None:
+            probes = _recorded_probes(measure.recorded) if measure.recorded is not None else ProbeSource()
+        wanted = dict(probes) if isinstance(probes, Mapping) else {"probe": probes}
+        if not wanted:
+            raise ValueError("probes={} measures nothing: give a ProbeSet, or several by label")
+        if callable(measures) or any(isinstance(p, ProbeSource) and not p.saved for p in wanted.values()):
+            measure.vocabulary = self._find_vocabulary()
+        tokenizer = measure.vocabulary and measure.vocabulary.tokenizer
+        measure.probes = {
+            label: probe.build(tokenizer) if isinstance(probe, ProbeSource) else probe
+            for label, probe in wanted.items()
+        }
+        for label, rows in measure.probes.items():
+            measure.settings.check_probe(label, rows)
+        measure.measures = measures(tokenizer) if callable(measures) else measures or {}
+
+    def run(self, out: Path, models: list[str], progress: bool) -> Summary:
+        """Measure what is missing of this process's share."""
+        curve = {"models": models, "dtype": self.measure.reading.dtype}
+        geometry = TraceFile(out, self._about(curve))
+        behaviour = TraceFile(behaviour_out(out), self._about_measures(curve)) if self.measure.measures else None
+        done = [_done(file, self.checkpoints) for file in (geometry, behaviour) if file is not None]
+        todo = [each for each in self.mine if not all(each.step in steps for steps in done)]
+        summary = Summary(out, behaviour.path if behaviour else None, before=len(self.mine) - len(todo))
+        self.measure.limit_batch([record["batch_size"] for record in geometry.records()])
+        geometry.spectra_folder.mkdir(exist_ok=True)
+        with ExitStack() as stack:
+            if self.share[1] > 1:
+                stack.enter_context(locked(geometry.spectra_folder, shared=True))
+            bar = stack.enter_context(Bar(progress and self.share[0] == 0, len(self.mine), summary.before))
+            for checkpoint, fetched in self._fetched(todo):
+                bar.show(checkpoint.revision)
+                try:
+                    self._one(checkpoint, fetched, geometry, behaviour)
+                    summary.measured.append(str(checkpoint))
+                except UnfitError:
+                    raise
+                except Exception as error:
+                    reason = summary.failed[str(checkpoint)] = f"{type(error).__name__}: {error}"
+                    if checkpoint.step not in _done(geometry, self.checkpoints):
+                        geometry.skip(checkpoint.step, reason, _of(checkpoint))
+                    bar.write(f"geomcallbacks trace: {checkpoint} was not measured ({reason})")
+                bar.advance()
+        if self.share[1] > 1 and summary.failed:
+            # A launcher ends all processes when one ends with an error: this one waits until the others have ended.
+            with locked(geometry.spectra_folder):
+                pass
+        return summary
+
+    def _fetched(self, todo: list[Checkpoint]) -> Iterator[tuple[Checkpoint, Ahead[Path]]]:
+        """Each checkpoint with its files, the next being fetched meanwhile; evicted when it has been used."""
+        ahead = Ahead(partial(self._fetch, todo[0])) if todo else None
+        before: Checkpoint | None = None
+        for checkpoint, following in zip(todo, [*todo[1:], None], strict=False):
+            assert ahead is not None
+            ahead.wait()
+            self._evict(before)  # while nothing is being fetched: revisions share files
+            current, before = ahead, checkpoint
+            ahead = Ahead(partial(self._fetch, following)) if following is not None else None
+            yield checkpoint, current
+        if self.measure.reading.evict:
+            self.hub.evict_all()
+
+    def _fetch(self, checkpoint: Checkpoint) -> Path:
+        if checkpoint.problem is not None:
+            raise ValueError(checkpoint.problem)
+        return checkpoint.source or self.hub.fetch(checkpoint.model, checkpoint.revision)
+
+    def _evict(self, checkpoint: Checkpoint | None) -> None:
+        if self.measure.reading.evict and checkpoint is not None and checkpoint.source is None:
+            self.hub.evict(checkpoint.model, checkpoint.revision)
+
+    def _one(self, checkpoint: Checkpoint, fetched: Ahead[Path], geometry: TraceFile, more: TraceFile | None) -> None:
+        with self.measure.loaded(checkpoint, fetched.result()) as model:
+            if checkpoint.step not in _done(geometry, self.checkpoints):
+                records = self.measure.geometry(model, checkpoint)
+                _keep_spectra(geometry, checkpoint, records)
+                geometry.add(checkpoint.step, [record.to_dict() | _of(checkpoint) for record in records])
+            if more is not None and checkpoint.step not in _done(more, self.checkpoints):
+                values = self.measure.behaviour(model, checkpoint)
+                more.add(checkpoint.step, [{"step": checkpoint.step} | values | _of(checkpoint)])
+
+    def _find_vocabulary(self) -> Vocabulary:
+        """The tokenizer that was given, else that of the first checkpoint of this process's share which has one."""
+        reading = self.measure.reading
+        if reading.tokenizer is not None:
+            return Vocabulary.load(reading.tokenizer, own=False, trust_remote_code=reading.trust_remote_code)
+        chosen = dict.fromkeys([*self.mine[:1], self.checkpoints[0], self.checkpoints[-1]])
+        fetch = lambda each: each.source or self.hub.fetch(each.model, each.revision, weights=False)
+        sources = [partial(fetch, each) for each in chosen]
+        return find_vocabulary(sources, reading.config, reading.trust_remote_code)
+
+    def _about(self, curve: dict[str, Any]) -> dict[str, Any]:
+        settings = {key: value for key, value in vars(self.measure.settings).items() if key != "forward"}
+        probes = {
+            label: {"fingerprint": probe.fingerprint, "rows": len(probe)}
+            for label, probe in self.measure.probes.items()
+        }
+        settings["recorded_precision"] = self.measure.precision
+        return {"trace": curve, "settings": settings, "probes": probes, "versions": _versions()}
+
+    def _about_measures(self, curve: dict[str, Any]) -> dict[str, Any]:
+        return {"trace": curve, **BehaviourMonitor(self.measure.measures)._about(), "versions": _versions()}
+
+
+def _recorded_probes(recorded: Recorded) -> dict[str, ProbeSet]:
+    missing = sorted(set(recorded.fingerprints) - set(recorded.probes))
+    if missing:
+        said = ", ".join(f"{label!r} ({recorded.fingerprints[label]})" for label in missing)
+        text = f"the run was measured on probe {said}, which is not kept in its folder"
+        if not recorded.probes:
+            raise ValueError(f"{text}: give one with --probe")
+        warnings.warn(f"{text}: only the others are measured", stacklevel=4)
+    return recorded.probes
+
+
+def _keep_spectra(file: TraceFile, checkpoint: Checkpoint, records: list[GeometryRecord]) -> None:
+    kept = {f"{r.probe}/{r.layer}": r.eigenvalues for r in records if r.eigenvalues is not None}
+    if not kept:
+        return
+    written = write_spectra(file.spectra_folder, checkpoint.step, kept)
+    for record in records:
+        key = f"{record.probe}/{record.layer}"
+        record.spectrum = (written, key) if key in kept else None
+
+
+def _of(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {"model": checkpoint.model, "revision": checkpoint.revision}
+
+
+def _done(file: TraceFile, checkpoints: Sequence[Checkpoint]) -> set[int]:
+    """Steps that stand in the file. Raises ``ValueError`` where they are of other checkpoints than these."""
+    at = {(each.model, each.revision): each.step for each in checkpoints}
+    steps = {each.step: each for each in checkpoints}
+    found = set()
+    for record in file.records():
+        key, step = (record["model"], record["revision"]), record["step"]
+        other = steps.get(step)
+        if at.get(key, step) != step or (other is not None and (other.model, other.revision) != key):
+            raise ValueError(
+                f"{file.path} has {key[0]}@{key[1]} at step {step}, and now"
+                f" {f'it stands at {at[key]}' if key in at else f'{other} stands there'}: give the same revisions to"
+                " go on with it, or another --out"
+            )
+        found.add(step)
+    return found
+
+
+def _versions() -> dict[str, str]:
+    import transformers
+
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "transformers": str(transformers.__version__),
+    }

@@ -1,0 +1,144 @@
+"""The record file of a trace: that of a run, kept in the order of steps whatever was measured first.
+
+One file for any number of processes. Each addition reads it, puts lines in, and replaces it whole under a lock of its
+folder, so that it is complete and sorted at every moment, also after a kill.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from geomcallbacks.record import SCHEMA, read_lines
+
+#: What a header says that must agree before a trace goes on; the versions may differ.
+_SAME = ("trace", "settings", "probes", "measures")
+
+
+class TraceFile:
+    """A record file to which measurements of a curve are added in any order.
+
+    Args:
+        path: where it is, or is to be.
+        about: what its header says: `trace`, `settings`, `probes`, `measures`, `versions`; what JSON holds.
+
+    Raises:
+        ValueError: the file there is of another curve, other settings or other probes.
+    """
+
+    def __init__(self, path: str | Path, about: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        self.about: dict[str, Any] = json.loads(json.dumps(about))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(self.path.parent):
+            headers, lines = self._read()
+            for header in headers:
+                self._compare(header)
+            if lines and not headers:
+                raise ValueError(f"{self.path} is no record file of a trace: give another --out")
+            if not any(header.get("versions") == self.about.get("versions") for header in headers):
+                known = headers[0]["run_id"] if headers else uuid.uuid4().hex[:12]
+                new = {"kind": "header", "schema": SCHEMA, "run_id": known, "resumed_from": None}
+                self._replace([*headers, new | self.about], lines)
+
+    @property
+    def spectra_folder(self) -> Path:
+        """Where the eigenspectra of this file's records are kept."""
+        return self.path.with_name(f"{self.path.stem}-spectra")
+
+    def records(self) -> list[dict[str, Any]]:
+        """The measurements so far, in the order of steps."""
+        return [line for line in self._read()[1] if line["kind"] == "record"]
+
+    def add(self, step: int, records: Sequence[Mapping[str, Any]]) -> None:
+        """Put in all measurements of one step, in place of any that are there."""
+        self._put(step, [{"kind": "record"} | dict(record) for record in records])
+
+    def skip(self, step: int, reason: str, about: Mapping[str, Any]) -> None:
+        """Put in that a step could not be measured, and why; goes when it is measured after all."""
+        self._put(step, [{"kind": "skip", "step": step, "reason": reason} | dict(about)])
+
+    def _put(self, step: int, new: list[dict[str, Any]]) -> None:
+        with locked(self.path.parent):
+            headers, lines = self._read()
+            kept = [line for line in lines if line["step"] != step]
+            self._replace(headers, sorted(kept + new, key=lambda line: int(line["step"])))
+
+    def _read(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        lines = read_lines(self.path) if self.path.exists() else []
+        return [x for x in lines if x.get("kind") == "header"], [x for x in lines if x.get("kind") != "header"]
+
+    def _replace(self, headers: list[dict[str, Any]], lines: list[dict[str, Any]]) -> None:
+        scratch = self.path.with_name(f".{self.path.name}.new")
+        text = "".join(json.dumps(line, allow_nan=False, ensure_ascii=False) + "\n" for line in (*headers, *lines))
+        with scratch.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(self.path)
+
+    def _compare(self, header: Mapping[str, Any]) -> None:
+        if "trace" not in header:
+            raise ValueError(f"{self.path} is the record file of a training run: give another --out")
+        for part in _SAME:
+            before, now = header.get(part), self.about.get(part)
+            if before == now:
+                continue
+            if isinstance(before, dict) and isinstance(now, dict):
+                keys = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+                said = ", ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in keys)
+            else:
+                said = f"was {before!r}, is {now!r}"
+            raise ValueError(
+                f"{self.path} was begun with other {part}: {said}; give the same to go on with it, or another --out"
+            )
+
+
+def default_out(models: Sequence[str]) -> Path:
+    """Where the records of these models go, unless the user says."""
+    path = Path(models[0])
+    if len(models) == 1 and path.exists():
+        folder = path if path.is_dir() else path.parent
+        return (folder.parent if folder.resolve().name == "checkpoints" else folder) / "geometry-trace.jsonl"
+    names = [Path(model.partition("@")[0]).name for model in models]
+    return Path("-to-".join(dict.fromkeys((names[0], names[-1]))) + "-geometry.jsonl")
+
+
+def behaviour_out(out: Path) -> Path:
+    """The file of the measures' numbers that goes with a record file."""
+    stem = out.stem.replace("geometry", "behaviour") if "geometry" in out.stem else f"{out.stem}-behaviour"
+    return out.with_name(stem + out.suffix)
+
+
+def path_from(name: str, out: Path) -> str:
+    """A model by its hub name, a folder by the way to it from the record file: both move together."""
+    path = Path(name).expanduser()
+    if not path.exists():
+        return name
+    return Path(os.path.relpath(path.resolve(), out.parent.resolve())).as_posix()
+
+
+@contextmanager
+def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
+    """Holds an operating system's lock of a folder, which ends with the process; waits for it as long as it takes.
+
+    Where the system or the file system knows none, nothing is held: then run one process at a time.
+    """
+    try:
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):  # Windows
+        yield
+        return
+    try:
+        with suppress(OSError):  # a network file system without locks
+            fcntl.flock(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

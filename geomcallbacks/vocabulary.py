@@ -1,0 +1,107 @@
+"""The tokenizer of a curve: where it is found, and whether a checkpoint's own means the same by a token id."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from geomcallbacks.checkpoint_load import explained
+from geomcallbacks.probe import ProbeSet
+
+_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
+_REMEDY = "give one with --tokenizer FOLDER or hub name, or a saved probe with --probe FILE.safetensors"
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokenizer that a curve's probes were made with.
+
+    Attributes:
+        tokenizer: it.
+        files: hash of its files, where it is a checkpoint's own; None: it was given, and is not held against any.
+    """
+
+    tokenizer: Any
+    files: str | None = None
+
+    @classmethod
+    def load(cls, source: str | Path, *, own: bool, trust_remote_code: bool = False) -> Vocabulary:
+        """From a folder or the hub; `own`: of a checkpoint of the curve."""
+        tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
+        return cls(tokenizer, _hash(Path(source)) if own else None)
+
+    def check(self, source: Path, probes: Mapping[str, ProbeSet], name: object, trust_remote_code: bool) -> None:
+        """Raise ``ValueError`` where a checkpoint's own tokenizer means something else by a token id of the probes."""
+        own = _hash(source) if source.is_dir() else None
+        if self.files is None or own in (None, self.files):
+            return
+        theirs = load_tokenizer(source, trust_remote_code=trust_remote_code)
+        ids = sorted({token for probe in probes.values() for token in _distinct(probe.input_ids_nt)})
+        names = zip(ids, theirs.convert_ids_to_tokens(ids), self.tokenizer.convert_ids_to_tokens(ids), strict=True)
+        for token, there, here in names:
+            if there != here:
+                raise ValueError(
+                    f"{name} has another vocabulary than the probe: token {token} is {there!r} there, and {here!r} in"
+                    " the probe's tokenizer; trace models of one vocabulary together"
+                )
+
+
+def find_vocabulary(sources: Iterable[Callable[[], Path]], config: str | None, trust_remote_code: bool) -> Vocabulary:
+    """That of the first of the checkpoints which has a tokenizer, each given as what fetches it.
+
+    Raises:
+        ValueError: none of them has one; says it of the first.
+    """
+    problems: list[Exception] = []
+    for fetch in sources:
+        try:
+            return Vocabulary.load(_folder(fetch(), config), own=True, trust_remote_code=trust_remote_code)
+        except (ValueError, OSError) as error:
+            problems.append(error)
+    raise problems[0]
+
+
+def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer in a folder or on the hub.
+
+    Raises:
+        ValueError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except Exception as error:  # Transformers raises what its guesses at a class ran into: TypeError, KeyError, …
+        if "trust_remote_code" in str(error):
+            raise explained(error, source) from error
+        reason = "".join(str(error).strip().splitlines()[:1])[:160]
+        raise ValueError(
+            f"{source} has no tokenizer that can be read ({type(error).__name__}: {reason}): {_REMEDY}"
+        ) from error
+
+
+def _folder(source: Path, config: str | None) -> Path:
+    """The folder with a checkpoint's tokenizer: its own; for a Lightning file, the configuration's or one beside it."""
+    places = [source]
+    if source.is_file():
+        beside, above = source.parent, source.parent.parent
+        places = [*([Path(config)] if config else []), beside, above, beside / "tokenizer", above / "tokenizer"]
+    for place in places:
+        if _hash(place) is not None or (place / "tokenizer_config.json").is_file():
+            return place
+    raise ValueError(f"{source} has no tokenizer: {_REMEDY}")
+
+
+def _hash(folder: Path) -> str | None:
+    """Of the files that make a tokenizer; None where there are none."""
+    found = [(folder / name).read_bytes() for name in _FILES if (folder / name).is_file()]
+    return hashlib.sha256(b"\0".join(found)).hexdigest() if found else None
+
+
+def _distinct(ids_nt: Tensor) -> list[int]:
+    return sorted(set(ids_nt.flatten().tolist()))

@@ -1,0 +1,99 @@
+"""Words and pieces of words in documents, at boundaries of tokens: where a cloze question can be asked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+WORD = re.compile(r"[A-Za-z_][A-Za-z_0-9]*")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A word or a piece of one, at boundaries of tokens.
+
+    Attributes:
+        document: Number of the document.
+        start: Number of its first token in the document.
+        tokens: Its tokens; a space in front may be part of the first.
+        word: The word, or the piece.
+        spaced: Whether a space in front is part of the first token.
+    """
+
+    document: int
+    start: int
+    tokens: tuple[int, ...]
+    word: str
+    spaced: bool
+
+
+@dataclass(frozen=True)
+class TokenisedText:
+    """A document with its token ids and, for each, the characters (begin, end) that it stands for."""
+
+    text: str
+    ids: list[int]
+    spans: list[tuple[int, int]]
+
+    def before(self, place: int, most: int) -> str:
+        """Returns what the last ``most`` tokens before token ``place`` stand for."""
+        if place == 0 or most < 1:
+            return ""
+        return self.text[self.spans[max(0, place - most)][0] : self.spans[place - 1][1]]
+
+    def spaced(self, place: int, begin: int) -> bool:
+        """Returns whether token ``place``, whose letters begin at character ``begin``, stands for a space before them.
+
+        Some tokenizers leave that space out of the span: then no other token has it.
+        """
+        end_before = self.spans[place - 1][1] if place else 0
+        return self.text[begin - 1 : begin] == " " and end_before < begin
+
+
+def tokenise(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[TokenisedText]:
+    """Tokenises documents without special tokens.
+
+    Raises:
+        ValueError: The tokenizer does not say where its tokens lie in the text.
+    """
+    if not tokenizer.is_fast:
+        raise ValueError(f"{type(tokenizer).__name__} gives no offsets of its tokens; give a fast tokenizer")
+    made = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    return [
+        TokenisedText(text, ids, spans)
+        for text, ids, spans in zip(texts, made["input_ids"], made["offset_mapping"], strict=True)
+    ]
+
+
+def find_words(documents: Sequence[TokenisedText]) -> list[Place]:
+    """Returns every whole word that begins and ends where tokens do, in the order of the text."""
+    return [place for number, document in enumerate(documents) for place in _words_of(number, document)]
+
+
+def find_pieces(documents: Sequence[TokenisedText]) -> list[Place]:
+    """Returns every token of nothing but letters, and a space in front of them, in the order of the text."""
+    found = []
+    for number, document in enumerate(documents):
+        for index, (begin, end) in enumerate(document.spans):
+            piece = document.text[begin:end].removeprefix(" ")
+            if piece.isascii() and piece.isalpha():
+                spaced = document.spaced(index, end - len(piece))
+                found.append(Place(number, index, (document.ids[index],), piece, spaced))
+    return found
+
+
+def _words_of(number: int, document: TokenisedText) -> list[Place]:
+    begins = {begin: index for index, (begin, _) in enumerate(document.spans)}
+    ends = {end: index for index, (_, end) in enumerate(document.spans)}
+    found = []
+    for match in WORD.finditer(document.text):
+        begin, end = match.span()
+        first = begins.get(begin, begins.get(begin - 1) if document.text[begin - 1 : begin] == " " else None)
+        last = ends.get(end)
+        if first is not None and last is not None and first <= last:
+            tokens = tuple(document.ids[first : last + 1])
+            found.append(Place(number, first, tokens, match[0], document.spaced(first, begin)))
+    return found

@@ -1,0 +1,296 @@
+"""Spectral intervention against NumPy: eigenvectors, projection, head and scores worked out apart."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from test_choices import choices
+from transformers import GPT2LMHeadModel, GraniteConfig, GraniteForCausalLM
+
+from geomcallbacks import ProbeSet
+from geomcallbacks.behaviour import BehaviourMonitor, ChoiceAccuracy, Choices, SpectralIntervention
+from geomcallbacks.behaviour.intervention import KINDS, Directions, directions_of, head_logits, project
+from geomcallbacks.locate import backbone_of
+from geomcallbacks.measure import Settings, measure_probe
+
+D = 16
+
+
+def last_states(model, rows):
+    """The final states of every position of each row, by Transformers' own `hidden_states`, float64."""
+    with torch.no_grad():
+        outputs = [model.eval()(input_ids=torch.tensor([list(row)]), output_hidden_states=True) for row in rows]
+    return [output.hidden_states[-1][0].double().numpy() for output in outputs]
+
+
+def probe_states(model, probe):
+    rows = [ids[:length].tolist() for ids, length in zip(probe.input_ids_nt, probe.lengths_n, strict=True)]
+    return np.stack([states[-1] for states in last_states(model, rows)])
+
+
+def reference(model, feature_nd, option_states, made, kind, k, mean, order):
+    """Accuracy under one projection, in NumPy."""
+    m = feature_nd.mean(0)
+    vectors = np.linalg.svd(feature_nd - m)[2]  # rows, descending: another route than an eigensolve
+    action, which = kind.split("_")
+    order = {"top": np.arange(D), "bottom": np.arange(D)[::-1], "random": order}[which]
+    chosen = vectors[order[:k]]
+    projection = chosen.T @ chosen if action == "keep" else np.eye(D) - chosen.T @ chosen
+    move = {
+        "keep": lambda h: m + (h - m) @ projection,
+        "remove": lambda h: (h - m) @ projection,
+        "project": lambda h: h @ projection,
+    }[mean]
+    head = model.get_output_embeddings().weight.detach().double().numpy()
+    right = 0
+    for states, options, answer in zip(option_states, made.option_ids, made.answers, strict=True):
+        scores = []
+        for state_td, option in zip(states, options, strict=True):
+            logits = move(state_td) @ head.T
+            log_p = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+            scores.append(log_p[np.arange(len(option)), option].sum())
+        right += int(np.argmax(scores)) == answer
+    return right / len(made)
+
+
+@pytest.mark.parametrize(("kind", "mean"), [("gpt_neox", "keep"), ("olmo2", "remove"), ("gpt2", "project")])
+def test_every_projection_is_numpys(kind, mean):
+    model, probe, made = tiny.model(kind), tiny.probe(), choices(23)
+    found = SpectralIntervention(probe, made, ks=(2, 9), mean=mean, seed=5, batch_size=7)(model)
+    order = torch.randperm(D, generator=torch.Generator().manual_seed(5)).numpy()
+    feature_nd = probe_states(model, probe)
+    option_states = [
+        [states[len(prompt) - 1 : -1] for states in last_states(model, [prompt + option for option in options])]
+        for prompt, options in zip(made.prompt_ids, made.option_ids, strict=True)
+    ]
+    for name in KINDS:
+        for k in (2, 9):
+            expected = reference(model, feature_nd, option_states, made, name, k, mean, order)
+            assert found[f"{name}_{k}"] == pytest.approx(expected), (name, k)
+    assert found["full"] == ChoiceAccuracy(made)(model)["accuracy"]
+    assert set(found) == {
+        name + end
+        for name in ("full", *(f"{kind}_{k}" for kind in KINDS for k in (2, 9)))
+        for end in ("", "_low", "_high")
+    }
+
+
+@pytest.mark.parametrize("positions", ["last", 3, "all"])
+def test_covariance_is_that_of_the_geometry(positions):
+    model, probe = tiny.model("olmo2").eval(), tiny.probe()
+    (record,) = measure_probe(
+        model, "p", probe, Settings(alpha_window=tiny.WINDOW, positions=positions), step=0, tokens=None
+    )
+    directions = directions_of(model, probe, positions)
+    np.testing.assert_allclose(directions.eigenvalues_d, record.eigenvalues, rtol=1e-10)
+    assert float(directions.mean_d.norm()) == pytest.approx(record.metrics["mean_norm"], rel=1e-12)
+    if positions == "last":
+        covariance = np.cov(probe_states(model, probe), rowvar=False)
+        vectors, values = directions.vectors_dd.numpy(), directions.eigenvalues_d.numpy()
+        np.testing.assert_allclose(vectors * values @ vectors.T, covariance, atol=1e-6 * values[0])
+        np.testing.assert_allclose(vectors.T @ vectors, np.eye(D), atol=1e-12)
+
+
+def test_projection_worked_by_hand():
+    """Mean (1, 1, 1); the leading direction is the second axis, then the third, then the first."""
+    vectors = torch.tensor([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]], dtype=torch.float64)
+    directions = Directions(torch.ones(3, dtype=torch.float64), torch.tensor([3.0, 2, 1]), vectors)
+    hidden = torch.tensor([[4.0, 5, 6]])
+    leading, none = torch.tensor([0]), torch.tensor([], dtype=torch.int64)
+    assert project(hidden, directions, leading, "keep").tolist() == [[1, 5, 1]]
+    assert project(hidden, directions, leading, "remove").tolist() == [[0, 4, 0]]
+    assert project(hidden, directions, leading, "project").tolist() == [[0, 5, 0]]
+    assert project(hidden, directions, none, "keep").tolist() == [[1, 1, 1]]
+    assert project(hidden.bfloat16(), directions, leading).dtype == torch.bfloat16
+
+
+def one_token(n=20, seed=4):
+    """Questions whose options are single tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    options = [torch.randperm(100, generator=generator)[:4, None].add(3).tolist() for _ in range(n)]
+    prompts = torch.randint(3, 100, (n, 9), generator=generator).tolist()
+    return Choices(prompts, options, torch.randint(0, 4, (n,), generator=generator).tolist())
+
+
+def test_all_directions_are_the_model_and_none_is_chance():
+    model, made = tiny.model("gpt_neox"), one_token()
+    for mean in ("keep", "remove", "project"):
+        found = SpectralIntervention(tiny.probe(), made, ks=(D,), mean=mean)(model)
+        if mean != "remove":  # without the mean, all directions are not the model
+            assert found["keep_top_16"] == found["keep_bottom_16"] == found["keep_random_16"] == found["full"]
+        if mean == "keep":
+            continue
+        assert found["remove_top_16"] == found["remove_bottom_16"] == 0.25  # no state, no bias: all options alike
+
+
+def test_without_directions_only_the_mean_speaks():
+    model, made, probe = tiny.model("gpt_neox"), one_token(), tiny.probe()
+    found = SpectralIntervention(probe, made, ks=(D,), kinds=("remove_top",))(model)
+    logits = probe_states(model, probe).mean(0) @ model.get_output_embeddings().weight.detach().double().numpy().T
+    scores = [[logits[token] for (token,) in options] for options in made.option_ids]
+    right = [int(np.argmax(row)) == answer for row, answer in zip(scores, made.answers, strict=True)]
+    assert found["remove_top_16"] == pytest.approx(np.mean(right))
+
+
+def test_a_head_that_reads_one_direction():
+    """Head rows along the leading direction, which finds every answer: alone it still does, and the 15 others none."""
+    model, asked, probe = tiny.model("gpt_neox"), one_token(60), tiny.probe()
+    mean = probe_states(model, probe).mean(0)
+    leading = np.linalg.svd(probe_states(model, probe) - mean)[2][0]
+    weight = 5 * np.random.default_rng(0).standard_normal(tiny.VOCABULARY)
+    model.get_output_embeddings().weight.data = torch.tensor(weight[:, None] * leading, dtype=torch.float32)
+    best = lambda options, state: int(np.argmax([weight[token] * (state @ leading) for (token,) in options]))
+    states = [row[-1] for row in last_states(model, asked.prompt_ids)]
+    answers = [best(options, state) for options, state in zip(asked.option_ids, states, strict=True)]
+    made = Choices(asked.prompt_ids, asked.option_ids, answers)
+    found = SpectralIntervention(probe, made, ks=(1, 15), mean="keep")(model)
+    assert found["full"] == found["keep_top_1"] == found["keep_top_15"] == found["remove_bottom_15"] == 1.0
+    always = [best(options, mean) for options in made.option_ids]
+    constant = np.mean(np.array(always) == answers)
+    assert found["remove_top_1"] == found["keep_bottom_15"] == pytest.approx(constant)
+    assert constant < 0.9
+
+
+def test_keeping_the_top_is_removing_the_rest():
+    found = SpectralIntervention(tiny.probe(), choices(), ks=(3, 13))(tiny.model("llama"))
+    for one, other in (("top", "bottom"), ("bottom", "top")):
+        for end in ("", "_low", "_high"):
+            assert found[f"keep_{one}_3{end}"] == found[f"remove_{other}_13{end}"]
+
+
+HEADS = {
+    **{name: lambda name=name: tiny.model(name) for name in tiny.CONFIGS},
+    "softcapped": lambda: tiny.model("gemma3", final_logit_softcapping=0.05),
+    "scaled": lambda: GraniteForCausalLM(
+        GraniteConfig(
+            vocab_size=tiny.VOCABULARY, hidden_size=D, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=2, intermediate_size=32, logits_scaling=7.0, pad_token_id=0,
+        )
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(HEADS))
+def test_head_gives_the_models_own_logits(name):
+    model = HEADS[name]().eval()
+    ids = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
+    with torch.no_grad():
+        own = model(input_ids=ids).logits
+        states = backbone_of(model)(input_ids=ids).last_hidden_state
+        found = head_logits(model, states.flatten(0, 1))
+    torch.testing.assert_close(found, own.flatten(0, 1), rtol=1e-5, atol=1e-6)
+
+
+class Odd(GPT2LMHeadModel):
+    """Adds to its logits what the backbone's output does not hold."""
+
+    def forward(self, input_ids=None, **settings):
+        output = super().forward(input_ids=input_ids, **settings)
+        output.logits = output.logits + input_ids.sum()
+        return output
+
+
+def test_a_head_that_reads_something_else_is_refused():
+    model = Odd(tiny.CONFIGS["gpt2"]())
+    with pytest.raises(ValueError, match=r"head of Odd.*own logits"):
+        SpectralIntervention(tiny.probe(), choices(), ks=(2,))(model)
+    assert hooks_of(model) == 0
+
+
+def hooks_of(model):
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+def state_of(model):
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    return weights, [m.training for m in model.modules()], tiny.random_states()
+
+
+def same(one, other):
+    return one[1:] == other[1:] and all(torch.equal(one[0][name], other[0][name]) for name in one[0])
+
+
+def test_leaves_no_trace():
+    model = tiny.model(attention_dropout=0.5, hidden_dropout=0.5)
+    model.gpt_neox.layers[1].eval()
+    before, measure = state_of(model), SpectralIntervention(tiny.probe(), choices(), ks=(2,))
+    assert measure(model) == measure(model)
+    assert same(state_of(model), before)
+    assert hooks_of(model) == 0
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_hooks_go_when_the_head_fails():
+    model = tiny.model()
+    before, measure = state_of(model), SpectralIntervention(tiny.probe(), choices(), ks=(2,))
+    calls = []
+
+    def fail(module, args):
+        calls.append(1)
+        if len(calls) == 4:
+            raise RuntimeError("the head fails")
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="the head fails"):
+        measure(model)
+    handle.remove()
+    assert hooks_of(model) == 0
+    assert same(state_of(model), before)
+
+
+def test_non_finite_states_are_refused():
+    model = tiny.model()
+    model.gpt_neox.final_layer_norm.weight.data[3] = float("nan")
+    with pytest.raises(ValueError, match="not finite"):
+        SpectralIntervention(tiny.probe(), choices(), ks=(2,))(model)
+
+
+def test_logged_by_the_monitor(tmp_path):
+    model, measure = tiny.model(), SpectralIntervention(tiny.probe(), choices(), ks=(2,), kinds=["remove_top"])
+    monitor = BehaviourMonitor({"spectral": measure}, path=tmp_path / "behaviour.jsonl", on_error="raise")
+    monitor.start(model)
+    assert set(monitor.measure(model, 0)) == {
+        f"spectral/{name}{end}" for name in ("full", "remove_top_2") for end in ("", "_low", "_high")
+    }
+    monitor.close()
+    other = SpectralIntervention(tiny.probe(), choices(), ks=(2,), kinds=["remove_top"], mean="project")
+    assert measure.fingerprint != other.fingerprint
+
+
+def make(**changes):
+    settings = {"probe": tiny.probe(), "choices": choices(), "ks": (2,)} | changes
+    return SpectralIntervention(settings.pop("probe"), settings.pop("choices"), **settings)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: make(probe=[[1, 2]]), TypeError, "probe is a list"),
+        (lambda: make(choices=[1]), TypeError, "choices is a list"),
+        (lambda: make(ks=()), ValueError, r"ks=\(\)"),
+        (lambda: make(ks=(0,)), ValueError, r"ks=\(0,\)"),
+        (lambda: make(ks=(2, 2)), ValueError, "twice"),
+        (lambda: make(ks=(64,)), ValueError, "asks for 64 directions.*n = 64 features have 63"),
+        (lambda: make(kinds="keep_top"), ValueError, "kinds='keep_top'.*in a list"),
+        (lambda: make(kinds=["keep_middle"]), ValueError, "keep_middle.*keep_top"),
+        (lambda: make(mean="drop"), ValueError, "mean='drop'"),
+        (lambda: make(positions="first"), ValueError, "positions='first'"),
+        (lambda: make(ks=(17,)).check(tiny.model()), ValueError, "17 directions.*d = 16"),
+        (lambda: make(probe=tiny.probe(16)).check(tiny.model()), ValueError, "n = 16 features do not determine"),
+        (lambda: make(choices=Choices([[1]], [[[2], [120]]], [0])).check(tiny.model()), ValueError, "token id 120"),
+        (
+            lambda: make(probe=ProbeSet.from_token_ids([[1, 200]] * 20)).check(tiny.model()),
+            ValueError,
+            "probe rows hold token id 200",
+        ),
+    ],
+)
+def test_bad_input_is_refused(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_few_features_serve_for_the_top_alone():
+    make(probe=tiny.probe(16), kinds=["keep_top", "remove_top"]).check(tiny.model())
