@@ -1,36 +1,160 @@
-"""The figure of a run: loss, RankMe, α and the share of the first eigenvalue over the updates."""
+"""Figures and one HTML page of runs, from their record files; the figure and the summary line of a single curve."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from geomcallbacks.figure_style import COLOURS, INK, PEAK, TROUGH, plain, style
+from geomcallbacks.report_analysis import plot_analysis
+from geomcallbacks.report_axes import draw_loss, draw_points, footnote, new_figure, save
+from geomcallbacks.report_data import Point, Run, read_runs, record_file, turning_points
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_INK, _GREY, _TROUGH, _PEAK = "#1f2933", "#9aa5b1", "#c8553d", "#2a7f62"
-_COLOURS = {"loss": "#52606d", "rankme": "#1c5d99", "alpha_req": "#8f4ba8", "top1_share": "#b8860b"}
+__all__ = ["Figure", "describe_report", "plot_analysis", "plot_run", "summary", "turning_points", "write_report"]
 
 
-def turning_points(rankme: Sequence[float]) -> tuple[int, int]:
-    """Where RankMe is lowest, and where it is highest from there on.
+@dataclass(frozen=True)
+class Figure:
+    """A figure of a report.
+
+    Attributes:
+        file: where it stands.
+        title: its name on the page.
+        caption: what is seen in it.
+    """
+
+    file: Path
+    title: str
+    caption: str
+
+
+def write_report(
+    paths: Sequence[str | Path],
+    out: str | Path | None = None,
+    *,
+    kind: str = "png",
+    losses: Sequence[str | Path] = (),
+    title: str | None = None,
+    page: bool = True,
+) -> tuple[list[Run], list[Figure], Path | None]:
+    """Draw the figures of one or several runs, and write the HTML page that holds them.
 
     Args:
-        rankme: values in the order of the updates, at least one.
+        paths: record files, or folders of runs.
+        out: folder for figures and page, made where missing; what stands there of an earlier report is replaced. None:
+            `report` beside the first record file.
+        kind: "png" or "svg".
+        losses: a file of training loss for each run; by default it is looked for beside the records.
+        title: of the page. None: the names of the runs.
+        page: False writes the figures alone.
 
     Returns:
-        Indices of trough and peak; the same index where the curve ends in its lowest value.
+        The runs, the figures, and the page.
 
     Raises:
-        ValueError: there are no values.
+        ModuleNotFoundError: matplotlib or jinja2 is not installed.
+        FileNotFoundError, ValueError: see `read_runs`.
     """
-    if not rankme:
-        raise ValueError("rankme is empty: give the values of at least one measurement")
-    trough = min(range(len(rankme)), key=rankme.__getitem__)
-    peak = max(range(trough, len(rankme)), key=rankme.__getitem__)
-    return trough, peak
+    if kind not in ("png", "svg"):
+        raise ValueError(f"kind={kind!r}: give 'png' or 'svg'")
+    if not paths:
+        raise ValueError("paths is empty: give the geometry.jsonl of at least one run")
+    missing = [name for name in ("matplotlib", *["jinja2"] * page) if find_spec(name) is None]
+    if missing:
+        raise ModuleNotFoundError(f"a report needs {' and '.join(missing)}: pip install 'geomcallbacks[report]'")
+    runs = read_runs(paths, losses)
+    folder = Path(out) if out is not None else record_file(Path(paths[0])).parent / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = _draw_all(runs, folder, kind, title)
+    if not page:
+        return runs, figures, None
+    from geomcallbacks.report_page import write_page
+
+    return runs, figures, write_page(runs, figures, folder / "index.html", title)
+
+
+def describe_report(runs: Sequence[Run], figures: Sequence[Figure], page: Path | None) -> str:
+    """In a few lines: what was read of each run, and where page and figures are."""
+    lines = []
+    for run in runs:
+        beside = [f"{len(run.loss):,} losses" if run.loss else "no training loss found"]
+        beside += [f"{len(run.keys)} numbers of behaviour"] if run.keys else []
+        phases = " → ".join(phase.name for phase in run.phases) or "no phase stands out"
+        lines.append(f"{run.name}: {len(run.curve())} measurements, {', '.join(beside)}; {phases}")
+    folder = figures[0].file.parent
+    lines.append(f"figures   {folder}{os.sep}: {', '.join(figure.file.name for figure in figures)}")
+    lines += [f"page      {page}"] if page is not None else []
+    return "\n".join(lines)
+
+
+def _draw_all(runs: Sequence[Run], folder: Path, kind: str, title: str | None) -> list[Figure]:
+    """All figures for which the runs have something; with several runs, those of a single one are named after it."""
+    from geomcallbacks import report_figures as draw
+
+    whole = folder / f"analysis.{kind}"
+    plot_analysis(runs, whole, title if title and len(runs) == 1 else None)
+    figures = [Figure(whole, "Along the run" if len(runs) == 1 else "The runs", _CAPTIONS["analysis"])]
+    tails = _tails(runs)
+    single: dict[str, Callable[[Run, Path], bool]] = {
+        "layers": draw.draw_layers,
+        "spectra": draw.draw_spectra,
+        "probes": draw.draw_probes,
+        "primacy": draw.draw_primacy,
+    }
+    several: dict[str, Callable[[Sequence[Run], Path], bool]] = {
+        "intervention": draw.draw_intervention,
+        "behaviour": draw.draw_behaviour,
+    }
+    for name, draw_run in single.items():
+        for run, tail in zip(runs, tails, strict=True):
+            file = folder / f"{name}{tail}.{kind}"
+            if draw_run(run, file):
+                of_run = f": {run.name}" if len(runs) > 1 else ""
+                figures.append(Figure(file, _TITLES[name] + of_run, _CAPTIONS[name]))
+    for name, draw_runs in several.items():
+        file = folder / f"{name}.{kind}"
+        if draw_runs(runs, file):
+            figures.append(Figure(file, _TITLES[name], _CAPTIONS[name]))
+    return figures
+
+
+def _tails(runs: Sequence[Run]) -> list[str]:
+    """What the file names of a run's own figures end in; nothing where there is only one run."""
+    if len(runs) == 1:
+        return [""]
+    slugs = [re.sub(r"[^A-Za-z0-9]+", "-", run.name).strip("-")[:40] for run in runs]
+    if "" in slugs or len({slug.lower() for slug in slugs}) < len(runs):  # some file systems know no case
+        return [f"-{index}" for index in range(1, len(runs) + 1)]
+    return [f"-{slug}" for slug in slugs]
+
+
+_TITLES = {
+    "layers": "Layers",
+    "spectra": "Eigenspectra",
+    "probes": "Probes",
+    "primacy": "Loss by token frequency",
+    "intervention": "Spectral intervention",
+    "behaviour": "Further numbers",
+}
+_CAPTIONS = {
+    "analysis": "Everything over the same log updates. Phases are found from RankMe; bars at their boundaries, and "
+    "numbers in brackets, are 95 % intervals.",
+    "layers": "Phases of each layer, with intervals of their boundaries; RankMe and α relative to the layer’s maximum.",
+    "spectra": "Shares of the eigenvalues at the start, at the trough and peak of RankMe, and at the end.",
+    "probes": "The last layer on each probe.",
+    "primacy": "Loss on the probe’s tokens by how frequent they are in the training text.",
+    "intervention": "Multiple-choice accuracy with eigendirections of the hidden states kept or removed.",
+    "behaviour": "What else was measured beside the geometry.",
+}
 
 
 def summary(records: Sequence[Mapping[str, Any]]) -> str:
@@ -68,39 +192,35 @@ def plot_run(
         ValueError: no record has a RankMe, or they are of more than one probe or layer.
     """
     rows = _one_curve(records)
-    from matplotlib.backends.backend_agg import (
-        FigureCanvasAgg,
-    )  # imported late; leaves pyplot's backend alone
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.0, 8.6), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8.6, width=8.0)
     axes = figure.subplots(4, 1, sharex=True, height_ratios=(1, 1.7, 1, 1))
     last = max([row["step"] for row in rows] + [update for update, _ in loss])
     for axis in axes:
-        _style(axis, last)
-    _draw_loss(axes[0], loss)
+        style(axis, last=last)
+    axes[0].set_ylabel("training loss")
+    draw_loss(axes[0], list(loss))
     low, high = rows[0]["alpha_window"]
     for axis, (name, label) in zip(
         axes[1:],
         {"rankme": "RankMe", "alpha_req": f"α, ranks {low}–{high}", "top1_share": "λ₁ / Σλ"}.items(),
         strict=True,
     ):
-        _draw_metric(axis, rows, name)
+        points = [Point(int(row["step"]), float(row[name])) for row in rows if row[name] is not None]
+        draw_points(axis, points, COLOURS[name], linewidth=1.8, markersize=2.6)
         axis.set_ylabel(label)
     _mark_turning_points(axes, rows)
     axes[-1].set_xlabel("optimiser updates")
     first = rows[0]
     heading = title or f"Geometry of {first['layer']}: n = {first['n']:,} probe positions, d = {first['d']}"
-    axes[0].set_title(heading, loc="left", fontsize=12, color=_INK, pad=10)
+    axes[0].set_title(plain(heading), loc="left", fontsize=12, color=INK, pad=10)
     convention = (
         "λ: eigenvalues of the centred covariance of the probe's hidden states; "
         "RankMe = exp(entropy of λ/Σλ) (Li et al. 2025);\n"
         f"α: −slope of ln λ over ln rank, ranks {low}–{high}, weights 1/rank (α-ReQ); "
         f"positions = {first['positions']}; open circle: update 0."
     )
-    figure.supxlabel(convention, fontsize=7.5, color="#616e7c", x=0.01, ha="left")
-    figure.savefig(path, dpi=150)
+    footnote(figure, convention)
+    save(figure, path)
 
 
 def _one_curve(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -113,50 +233,11 @@ def _one_curve(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return rows
 
 
-def _style(axis: Axes, last: int) -> None:
-    axis.set_xscale("log")
-    axis.set_xlim(0.5, last * 1.25)
-    axis.grid(True, which="major", color="#e4e7eb", linewidth=0.8)
-    axis.tick_params(colors="#52606d", labelsize=9)
-    axis.yaxis.label.set_color(_INK)
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axis.spines[side].set_color(_GREY)
-
-
-def _draw_loss(axis: Axes, loss: Sequence[tuple[int, float]]) -> None:
-    axis.set_ylabel("training loss")
-    if not loss:
-        return
-    updates, values = zip(*loss, strict=True)
-    # Single batches are noisy: the line is the mean of the logged losses within each tenth of a decade.
-    bins: dict[int, list[tuple[int, float]]] = {}
-    for update, value in loss:
-        bins.setdefault(int(10 * math.log10(max(1, update))), []).append((update, value))
-    means = [tuple(sum(c) / len(group) for c in zip(*group, strict=True)) for group in bins.values()]
-    axis.plot(updates, values, color=_COLOURS["loss"], linewidth=0.5, alpha=0.3)
-    axis.plot(*zip(*means, strict=True), color=_COLOURS["loss"], linewidth=1.8)
-
-
-def _draw_metric(axis: Axes, rows: Sequence[Mapping[str, Any]], name: str) -> None:
-    points = [(int(row["step"]), float(row[name])) for row in rows if row[name] is not None]
-    colour = _COLOURS[name]
-    later = [point for point in points if point[0] > 0]
-    if later:
-        axis.plot(*zip(*later, strict=True), color=colour, linewidth=1.8, marker="o", markersize=2.6)
-    if points and points[0][0] == 0:
-        edge = (axis.get_xlim()[0] * 1.15, points[0][1])
-        axis.plot(*edge, marker="o", markersize=6, markerfacecolor="white", color=colour, linestyle="none")
-        if later:
-            axis.plot(*zip(edge, later[0], strict=True), color=colour, linewidth=1.0, linestyle=":")
-
-
 def _mark_turning_points(axes: Sequence[Axes], rows: Sequence[Mapping[str, Any]]) -> None:
     trough, peak = turning_points([row["rankme"] for row in rows])
     axes[1].set_ylim(0, max(row["rankme"] for row in rows) * 1.25)
     low, high = axes[1].get_xlim()
-    for name, index, colour, height in (("trough", trough, _TROUGH, -3), ("peak", peak, _PEAK, 10)):
+    for name, index, colour, height in (("trough", trough, TROUGH, -3), ("peak", peak, PEAK, 10)):
         step, value = int(rows[index]["step"]), float(rows[index]["rankme"])
         if step == 0 or (name == "peak" and peak == trough):  # nothing that turned
             continue

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from geomcallbacks.report import _COLOURS, _GREY, _INK, _PEAK, _TROUGH
+from geomcallbacks.figure_style import COLOURS, GREY, INK, PEAK, SOFT, TROUGH, style
 
 _WIDTH = 0.56  # of a start → end pair, in units of the distance between two
 _GEOMETRY = {"rankme": "RankMe", "alpha_req": "α", "top1_share": "λ₁ / Σλ"}
@@ -30,28 +30,28 @@ def draw(numbers: Mapping[str, Any], path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots(3, 3)
     for axis in axes.flat:
-        _style(axis)
+        style(axis, grid="y")
     rows = {(row["stage"], row["source"]): row for row in (*numbers["statements"], *numbers["shown"])}
     window = "–".join(map(str, numbers["header"]["probe"]["alpha_window"]))
     for axis, (metric, label) in zip(axes[0], _GEOMETRY.items(), strict=True):
         pairs = [(NAMES[stage], rows.get((stage, f"geometry/general/{metric}"))) for stage in ("sft", "dpo", "grpo")]
-        _pairs(axis, pairs, _COLOURS[metric])
+        _pairs(axis, pairs, COLOURS[metric])
         axis.set_title(f"{label}, ranks {window}" if metric == "alpha_req" else label, **_TITLE)
     labels = ("SFT\nin distr.", "SFT\nout of distr.", "DPO\nout of distr.")
-    _pairs(axes[1, 0], list(zip(labels, map(rows.get, _LOSSES), strict=True)), _COLOURS["loss"])
+    _pairs(axes[1, 0], list(zip(labels, map(rows.get, _LOSSES), strict=True)), COLOURS["loss"])
     axes[1, 0].set_title("Loss on instruction pairs", **_TITLE)
-    _pairs(axes[1, 1], [(label, rows.get((stage, source))) for stage, source, label in _SHARES], _COLOURS["loss"])
+    _pairs(axes[1, 1], [(label, rows.get((stage, source))) for stage, source, label in _SHARES], COLOURS["loss"])
     axes[1, 1].set_title("Preference, reward, diversity", **_TITLE)
     _pass_at_k(axes[1, 2], numbers["pass_at_k"].get("grpo"))
     _overtraining(axes[2], numbers["overtraining"], rows)
     figure.get_layout_engine().set(h_pad=0.12, w_pad=0.08)
-    figure.suptitle(_title(numbers["header"]), x=0.01, ha="left", fontsize=13, color=_INK)
-    figure.supxlabel(_NOTE, x=0.01, ha="left", fontsize=8.5, color="#616e7c")
+    figure.suptitle(_title(numbers["header"]), x=0.01, ha="left", fontsize=13, color=INK)
+    figure.supxlabel(_NOTE, x=0.01, ha="left", fontsize=8.5, color=SOFT)
     figure.savefig(path, dpi=130)
 
 
 _SEED = dict(linewidth=0.9, alpha=0.55)
-_TITLE = dict(loc="left", fontsize=11, color=_INK, pad=8)
+_TITLE = dict(loc="left", fontsize=11, color=INK, pad=8)
 _NOTE = (
     "Top: general-text probe, in the chain base → SFT → DPO → GRPO. Open circle: first update of a stage; full circle: "
     "last; thin lines: seeds; thick line: their mean.\nMark above a pair: the paper's direction, ✓ reproduced, "
@@ -89,7 +89,7 @@ def _pairs(axis: Axes, pairs: Sequence[tuple[str, Mapping[str, Any] | None]], co
 
 
 def _mark(axis: Axes, x: float, row: Mapping[str, Any], coordinates: str = "data") -> None:
-    marks = {"reproduced": ("✓", _PEAK), "opposite": ("×", _TROUGH), "inconclusive": ("?", "#616e7c")}
+    marks = {"reproduced": ("✓", PEAK), "opposite": ("×", TROUGH), "inconclusive": ("?", SOFT)}
     if row["verdict"] not in marks:
         return
     sign, colour = marks[row["verdict"]]
@@ -100,15 +100,15 @@ def _mark(axis: Axes, x: float, row: Mapping[str, Any], coordinates: str = "data
 
 def _absent(axis: Axes, group: int) -> None:
     where = dict(xycoords=("data", "axes fraction"), ha="center", va="center")
-    axis.annotate("not run", (group, 0.5), fontsize=9, color=_GREY, **where)
+    axis.annotate("not run", (group, 0.5), fontsize=9, color=GREY, **where)
 
 
 def _pass_at_k(axis: Axes, curves: Mapping[str, Any] | None) -> None:
     axis.set_title("pass@k before and after GRPO", **_TITLE)
     if not curves or not curves["rows"]:
-        axis.text(0.5, 0.5, "not run", transform=axis.transAxes, ha="center", color=_GREY)
+        axis.text(0.5, 0.5, "not run", transform=axis.transAxes, ha="center", color=GREY)
         return
-    for which, colour in (("starts", _GREY), ("ends", _PEAK)):
+    for which, colour in (("starts", GREY), ("ends", PEAK)):
         for index in range(len(curves["rows"][0][which])):
             axis.plot(curves["k"], [row[which][index] for row in curves["rows"]], color=colour, **_SEED)
         means = [mean(row[which]) for row in curves["rows"]]
@@ -116,7 +116,7 @@ def _pass_at_k(axis: Axes, curves: Mapping[str, Any] | None) -> None:
     axis.set_xscale("log", base=2)
     axis.set_xticks(curves["k"], [str(k) for k in curves["k"]])
     axis.set_xlabel("k")
-    handles = [Line2D([], [], color=colour, linewidth=2.6) for colour in (_GREY, _PEAK)]
+    handles = [Line2D([], [], color=colour, linewidth=2.6) for colour in (GREY, PEAK)]
     axis.legend(handles, ["before", "after"], frameon=False, loc="lower right")
 
 
@@ -126,15 +126,15 @@ def _overtraining(
     rows: Mapping[tuple[str, str], Mapping[str, Any]],
 ) -> None:
     panels = {
-        "id": ("Overtraining: in-distribution loss after SFT", _COLOURS["loss"]),
-        "ood": ("Overtraining: out-of-distribution loss after SFT", _COLOURS["loss"]),
-        "rankme": ("RankMe of the base", _COLOURS["rankme"]),
+        "id": ("Overtraining: in-distribution loss after SFT", COLOURS["loss"]),
+        "ood": ("Overtraining: out-of-distribution loss after SFT", COLOURS["loss"]),
+        "rankme": ("RankMe of the base", COLOURS["rankme"]),
     }
     for axis, (key, (title, colour)) in zip(axes, panels.items(), strict=True):
         axis.set_title(title, **_TITLE)
         axis.set_xlabel("tokens of pretraining")
         if not by_seed:
-            axis.text(0.5, 0.5, "not run", transform=axis.transAxes, ha="center", color=_GREY)
+            axis.text(0.5, 0.5, "not run", transform=axis.transAxes, ha="center", color=GREY)
             continue
         for points in by_seed.values():
             axis.plot([point["tokens"] for point in points], [point[key] for point in points], color=colour, **_SEED)
@@ -144,12 +144,3 @@ def _overtraining(
         axis.set_xscale("log")
         if row := rows.get(("overtraining", f"{key}/tokens")):
             _mark(axis, 0.5, row, "axes fraction")
-
-
-def _style(axis: Axes) -> None:
-    axis.grid(True, axis="y", color="#e4e7eb", linewidth=0.8)
-    axis.tick_params(colors="#52606d", labelsize=9)
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axis.spines[side].set_color(_GREY)
