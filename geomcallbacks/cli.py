@@ -24,9 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _add_trace(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """`geomcallbacks trace MODEL…`: see `geomcallbacks.trace`."""
-    from geomcallbacks import trace_command
+    from geomcallbacks.trace import command
 
-    trace_command.add_arguments(commands.add_parser("trace", help="measure saved checkpoints"))
+    command.add_arguments(commands.add_parser("trace", help="measure saved checkpoints"))
 
 
 def _add_phases(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from geomcallbacks.figure_style import COLOURS, GREY, INK, SERIES, SOFT, style
+from geomcallbacks.report.style import COLOURS, GREY, INK, SERIES, SOFT, style
 
 _SIGMAS = (INK, SERIES[4], GREY)
 #: What the row of large models shows: settings of softmax_bottleneck.py by name, under these titles.

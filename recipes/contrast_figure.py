@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from geomcallbacks.figure_style import COLOURS, GREY, INK, PEAK, SOFT, TROUGH, style
+from geomcallbacks.report.style import COLOURS, GREY, INK, PEAK, SOFT, TROUGH, style
 
 _WIDTH = 0.56  # of a start → end pair, in units of the distance between two
 _GEOMETRY = {"rankme": "RankMe", "alpha_req": "α", "top1_share": "λ₁ / Σλ"}

@@ -2,7 +2,7 @@
 
 Nothing here touches the network unless ``dataset_corpus`` is given the name of a hub data set.
 
-Documents are split before anything is cut from them: ``geomcallbacks.offline_text`` says how.
+Documents are split before anything is cut from them: ``geomcallbacks.trace.offline_text`` says how.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from arithmetic import arithmetic_texts
 
-from geomcallbacks.offline_text import OTHER_DOMAIN, PARTS, Document, near_duplicates, part_of, python_documents
+from geomcallbacks.trace.offline_text import OTHER_DOMAIN, PARTS, Document, near_duplicates, part_of, python_documents
 
 LOCAL_BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text", ".csv": "csv"}
 

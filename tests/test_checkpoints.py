@@ -12,8 +12,7 @@ import pytest
 import tiny
 import torch
 
-from geomcallbacks.checkpoint_load import load_model
-from geomcallbacks.checkpoints import (
+from geomcallbacks.trace.checkpoints import (
     Checkpoint,
     choose_names,
     find_checkpoints,
@@ -22,7 +21,8 @@ from geomcallbacks.checkpoints import (
     parse_name,
     place_names,
 )
-from geomcallbacks.hub import Hub
+from geomcallbacks.trace.hub import Hub
+from geomcallbacks.trace.loading import load_model
 
 #: The branches of EleutherAI/pythia-160m, as its model card lists them, and one more of another kind.
 PYTHIA = [f"step{n}" for n in (0, *(2**k for k in range(10)), *range(1000, 144_000, 1000))] + ["main"]

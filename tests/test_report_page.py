@@ -25,12 +25,12 @@ import torch
 from browser import BINARY, Browser
 
 from geomcallbacks.cli import main
-from geomcallbacks.figure_style import plain
 from geomcallbacks.record import RecordWriter
 from geomcallbacks.report import plot_analysis, write_report
-from geomcallbacks.report_axes import spread
-from geomcallbacks.report_data import read_runs
-from geomcallbacks.report_loss import find_loss, read_loss
+from geomcallbacks.report.axes import spread
+from geomcallbacks.report.data import read_runs
+from geomcallbacks.report.loss import find_loss, read_loss
+from geomcallbacks.report.style import plain
 
 STEPS = [0, *(round(10 ** (k / 6)) for k in range(3, 22))]
 HOSTILE = "<script>alert(1)</script>"
@@ -299,7 +299,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hostile")
     header = {"settings": {text: {text: text} for text in NASTY}, "probes": {HOSTILE: {"fingerprint": NASTY[1]}}}
     keys = {f"{text}/{text}": 1.0 for text in NASTY} | {f"{HOSTILE}/accuracy": 0.2, f"intervention/{NASTY[2]}": 0.4}
-    keys |= {"primacy/band_$": 1.0}
+    keys |= {"primacy/band_$": 1.0, "intervention/full": 0.4, "intervention/keep_top_10": 0.3}
     names = ["<img src=x onerror=alert(3)>", "run $x_{ $"]
     files = [write_run(folder / n, probes=NASTY[:3], layers=NASTY[:4], numbers=keys, header=header) for n in names]
     _, figures, page = write_report(files, folder / "out", kind="svg", title=f"{HOSTILE} $ {{{{ 7 * 7 }}}}")

@@ -25,14 +25,16 @@ from pretrain import PretrainSettings
 from pretrain import main as pretrain
 from transformers import AutoModelForCausalLM
 
-from geomcallbacks import GeometryMonitor, ProbeSet, read_records, read_spectra, trace_command
-from geomcallbacks.checkpoint_measure import Reading
+from geomcallbacks import GeometryMonitor, ProbeSet, read_records, read_spectra
 from geomcallbacks.cli import main
-from geomcallbacks.hub import Hub
+from geomcallbacks.measure import Settings
 from geomcallbacks.metrics import METRIC_NAMES
-from geomcallbacks.probe_source import ProbeSource, labelled
+from geomcallbacks.trace import command as trace_command
 from geomcallbacks.trace import trace
-from geomcallbacks.trace_file import behaviour_out, default_out
+from geomcallbacks.trace.file import behaviour_out, default_out
+from geomcallbacks.trace.hub import Hub
+from geomcallbacks.trace.measuring import Reading
+from geomcallbacks.trace.probe_source import ProbeSource, labelled
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = {"alpha_window": tiny.WINDOW, "batch_size": 16}
@@ -432,7 +434,7 @@ def test_a_folder_is_streamed_as_a_data_set_of_the_hub_is(
 def test_offline_text_is_the_default_probe() -> None:
     from tokens import train_tokenizer
 
-    from geomcallbacks.offline_text import held_out_texts
+    from geomcallbacks.trace.offline_text import held_out_texts
 
     tokenizer = train_tokenizer(held_out_texts()[:3], 300)
     probe = ProbeSource().build(tokenizer)
@@ -535,7 +537,9 @@ def test_behaviour_is_measured_beside_geometry_and_goes_on_by_itself(
     trace("org/neox", **(first | {"revisions": "step0"}))
     made: list[Any] = []
 
-    def measures(tokenizer: Any) -> dict[str, Norm]:
+    def measures(tokenizer: Any, probes: dict[str, ProbeSet], settings: Settings) -> dict[str, Norm]:
+        assert probes.keys() == {"probe"}
+        assert settings.alpha_window == tiny.WINDOW
         made.append(tokenizer)
         return {"norm": Norm()}
 

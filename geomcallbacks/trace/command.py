@@ -8,10 +8,10 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from geomcallbacks.probe_source import OFFLINE, PAPER, ProbeSource, labelled
+from geomcallbacks.trace.probe_source import OFFLINE, PAPER, ProbeSource, labelled
 
 if TYPE_CHECKING:
-    from geomcallbacks.trace import Summary
+    from geomcallbacks.trace.tracer import Measures, Summary
 
 ABOUT = """\
 Measures the geometry of saved checkpoints as the callbacks do in training, and writes their record file. Stop it at
@@ -53,14 +53,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tokens-per-update", type=int, metavar="N", help="to record training tokens where names do not tell them")
     add("--evict", action="store_true", help="delete what was fetched from the hub's cache once it is measured")
     _add_probe(parser)
+    _add_behaviour(parser)
     _add_settings(parser)
     parser.set_defaults(run=run)
 
 
 def run(given: argparse.Namespace) -> int:
     """Trace as the command line says; returns the exit status."""
-    from geomcallbacks.checkpoint_measure import Reading
     from geomcallbacks.trace import trace
+    from geomcallbacks.trace.measuring import Reading
 
     _quiet()
     reading = Reading(given.dtype, given.device, given.tokenizer, given.config, given.trust_remote_code, given.evict)
@@ -72,6 +73,7 @@ def run(given: argparse.Namespace) -> int:
             probes=probes_of(given),
             settings=settings_of(given),
             out=given.out,
+            measures=measures_of(given),
             reading=reading,
             tokens_per_update=given.tokens_per_update,
             share=share,
@@ -126,6 +128,43 @@ def settings_of(given: argparse.Namespace) -> dict[str, Any]:
     }
     # Layer 0 is a layer.
     return {name: value for name, value in found.items() if value is not None}
+
+
+def measures_of(given: argparse.Namespace) -> Measures | None:
+    """The behaviour that the command line names; None: none."""
+    if not (given.choices or given.memorisation or given.intervention):
+        return None
+    from geomcallbacks.trace.behaviour_source import BehaviourSource
+
+    words = given.intervention.split(",") if given.intervention else []
+    if not all(word.isascii() and word.isdigit() for word in words):
+        raise ValueError(f"--intervention {given.intervention}: give whole numbers with commas between them")
+    choices, directions = labelled(given.choices or [], "choices"), tuple(map(int, words))
+    return BehaviourSource(choices, given.memorisation, directions, given.choices_split).build
+
+
+def _add_behaviour(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("behaviour (its numbers go to a file of their own, behaviour for geometry)")
+    add = group.add_argument
+    add(
+        "--choices",
+        nargs="+",
+        action="extend",
+        metavar="[LABEL=]SOURCE",
+        help="multiple choice: saved by Choices.save (.json), or rows of SciQ's schema (.jsonl, hub data set)",
+    )
+    add("--choices-split", default="test", metavar="NAME", help="split of a hub data set (test)")
+    add(
+        "--intervention",
+        metavar="K,K,…",
+        help="also answer them with so many eigendirections of the first probe kept or removed",
+    )
+    add(
+        "--memorisation",
+        metavar="FILE",
+        help="rank correlation with an infini-gram model: answers saved by Memorisation.save, such as a run's "
+        "memorisation.safetensors",
+    )
 
 
 def _add_probe(parser: argparse.ArgumentParser) -> None:

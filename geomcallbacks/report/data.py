@@ -12,7 +12,7 @@ from typing import Any
 
 from geomcallbacks.phases import Phase, find_phases
 from geomcallbacks.record import read_lines, read_records, read_spectra
-from geomcallbacks.report_loss import Loss, file_number, find_loss, read_loss
+from geomcallbacks.report.loss import Loss, file_number, find_loss, read_loss
 
 Record = Mapping[str, Any]
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from geomcallbacks.checkpoint_load import explained
 from geomcallbacks.probe import ProbeSet
+from geomcallbacks.trace.loading import explained
 
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
 _REMEDY = "give one with --tokenizer FOLDER or hub name, or a saved probe with --probe FILE.safetensors"

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from geomcallbacks.correlation import spearman
-from geomcallbacks.figure_style import digits
-from geomcallbacks.report_data import Point, Run, number, turning_points
-from geomcallbacks.report_template import PAGE, STYLE
+from geomcallbacks.report.data import Point, Run, number, turning_points
+from geomcallbacks.report.style import digits
+from geomcallbacks.report.template import PAGE, STYLE
 
 if TYPE_CHECKING:
     from geomcallbacks.report import Figure
@@ -157,7 +157,7 @@ def _phases(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def _correlations(runs: Sequence[Run]) -> Iterator[list[str]]:
-    keys = dict.fromkeys(key for run in runs for key in run.keys if not key.startswith("intervention/"))
+    keys = dict.fromkeys(key for run in runs for key in run.keys if not key.startswith("intervention"))
     for key in keys:
         for run in runs:
             points = run.number(key)

@@ -15,13 +15,13 @@ import torch
 from torch import nn
 
 from geomcallbacks.behaviour.monitor import BehaviourMonitor, Measure
-from geomcallbacks.checkpoint_load import load_model
-from geomcallbacks.checkpoints import Checkpoint
 from geomcallbacks.measure import Settings, check_fit, measure_probe
 from geomcallbacks.probe import ProbeSet
 from geomcallbacks.record import GeometryRecord
-from geomcallbacks.recorded import Recorded
-from geomcallbacks.vocabulary import Vocabulary
+from geomcallbacks.trace.checkpoints import Checkpoint
+from geomcallbacks.trace.loading import load_model
+from geomcallbacks.trace.recorded import Recorded
+from geomcallbacks.trace.vocabulary import Vocabulary
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -136,6 +136,8 @@ class CheckpointMeasure:
     def _check(self, model: nn.Module, checkpoint: Checkpoint, source: Path) -> None:
         try:
             messages = check_fit(model, dict(self.probes), self.settings)
+            if self.measures:
+                BehaviourMonitor(self.measures)._check(model)
         except ValueError as error:
             raise (ValueError if self._fits else UnfitError)(f"{checkpoint}: {error}") from error
         for message in messages if not self._fits else ():

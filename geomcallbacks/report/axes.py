@@ -9,10 +9,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from geomcallbacks.figure_style import COLOURS, GREY, INK, PHASE_INKS, PHASES, SOFT, plain, style
 from geomcallbacks.phases import Phase
-from geomcallbacks.report_data import Point, Run
-from geomcallbacks.report_loss import Loss
+from geomcallbacks.report.data import Point, Run
+from geomcallbacks.report.loss import Loss
+from geomcallbacks.report.style import COLOURS, GREY, INK, PHASE_INKS, PHASES, SOFT, plain, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from geomcallbacks.figure_style import COLOURS, INK, PEAK, SERIES, SOFT, TROUGH, digits, plain
-from geomcallbacks.report_axes import (
+from geomcallbacks.report.axes import (
     WIDTH,
     draw_loss,
     draw_points,
@@ -24,7 +23,8 @@ from geomcallbacks.report_axes import (
     shade_phases,
     updates_label,
 )
-from geomcallbacks.report_data import Point, Run
+from geomcallbacks.report.data import Point, Run
+from geomcallbacks.report.style import COLOURS, INK, PEAK, SERIES, SOFT, TROUGH, digits, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

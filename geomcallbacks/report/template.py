@@ -1,4 +1,4 @@
-"""The HTML page of a report as a Jinja2 template, and its style. What is filled in is escaped by `report_page`."""
+"""The HTML page of a report as a Jinja2 template, and its style. What is filled in is escaped by `report.page`."""
 
 from __future__ import annotations
 

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from geomcallbacks.figure_style import COLOURS, GRID, INK, PEAK, SERIES, SOFT, TROUGH, digits, plain, style
-from geomcallbacks.report_analysis import MEMORISATION
-from geomcallbacks.report_axes import (
+from geomcallbacks.report.analysis import MEMORISATION
+from geomcallbacks.report.axes import (
     WIDTH,
     draw_points,
     footnote,
@@ -31,15 +30,19 @@ from geomcallbacks.report_axes import (
     shade_phases,
     updates_label,
 )
-from geomcallbacks.report_data import Run, number, turning_points
+from geomcallbacks.report.data import Point, Run, number, turning_points
+from geomcallbacks.report.style import COLOURS, GREY, GRID, INK, PEAK, SERIES, SOFT, TROUGH, digits, plain, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _MOST_PANELS = 60
+_MOST_COLUMNS = 4
 _LONGEST_LABEL = 24
 #: Numbers that another figure shows.
-_ELSEWHERE = re.compile(rf"{MEMORISATION}$|.*/accuracy$|primacy/band_|intervention/")
+_INTERVENTION = re.compile(r"(intervention[^/]*)/(?:(full)|((?:keep|remove)_\w+)_(\d+))")
+_ELSEWHERE = re.compile(rf"{MEMORISATION}$|.*/accuracy$|primacy/band_|{_INTERVENTION.pattern}$")
+_KINDS = {"top": COLOURS["rankme"], "bottom": TROUGH, "random": GREY}
 _ROUND_OFF = 1e-10  # of the first eigenvalue: a direction that is not there, such as the sum of a LayerNorm
 
 
@@ -161,38 +164,57 @@ def draw_primacy(run: Run, path: Path) -> bool:
 
 
 def draw_intervention(runs: Sequence[Run], path: Path) -> bool:
-    """Accuracy with eigendirections kept or removed, at the last update where it was measured."""
-    keys = list(dict.fromkeys(key for run in runs for key in run.keys if key.startswith("intervention/")))
-    if not keys:
+    """Accuracy by number of eigendirections kept or removed, at the last update where it was measured."""
+    found = [match for run in runs for key in run.keys if (match := _INTERVENTION.fullmatch(key))]
+    if not found:
         return False
-    figure = new_figure((0.2 + 0.13 * len(runs)) * len(keys) + 1.5)
-    axis = figure.subplots()
-    style(axis, grid="x")
-    axis.set_ylim(len(keys) - 0.4, -0.6)
-    steps = set()
-    for index, run in enumerate(runs):
-        offset = 0.62 * ((index + 0.5) / len(runs) - 0.5)
-        colour = COLOURS["rankme"] if len(runs) == 1 else SERIES[index % len(SERIES)]
-        for place, key in enumerate(keys):
-            if not (points := run.number(key)):
-                continue
-            point = points[-1]
-            steps.add(point.step)
-            if point.low is not None and point.high is not None:
-                axis.plot([point.low, point.high], [place + offset] * 2, color=colour, linewidth=1.4)
-            label = plain(run.name, 40) if place == 0 and len(runs) > 1 else None
-            axis.plot([point.value], [place + offset], "o", color=colour, markersize=5, label=label)
-            if key == "intervention/full":
-                axis.axvline(point.value, color=colour, linewidth=0.9, linestyle="--", alpha=0.6, zorder=0)
-    named = [plain(key.partition("/")[2].replace("_", " "), 40) for key in keys]
-    axis.set_yticks(range(len(keys)), named)
-    axis.set_xlabel("accuracy", color=INK)
-    legend(axis, loc="best")
-    when = f"update {steps.pop():,}" if len(steps) == 1 else "the last update measured"
-    heading(figure, f"Eigendirections kept or removed, {when}")
-    footnote(figure, "Bars: 95 % intervals. Dashed: nothing removed.")
+    sets = list(dict.fromkeys(match[1] for match in found))
+    shown = list(runs[:_MOST_COLUMNS])
+    figure = new_figure(2.1 * len(sets) + 1.5)
+    axes = figure.subplots(len(sets), len(shown), sharex=True, sharey="row", squeeze=False)
+    for row, name in zip(axes, sets, strict=True):
+        for axis, run in zip(row, shown, strict=True):
+            _intervention_panel(axis, run, name)
+    for row, name in zip(axes, sets, strict=True):
+        row[0].set_ylabel(plain(name.removeprefix("intervention").strip("_") or "accuracy", 30))
+    for axis in axes[-1]:
+        axis.set_xlabel("eigendirections kept or removed", color=INK)
+    handles = {line.get_label(): line for axis in axes.flat for line in axis.get_lines()}
+    named = {label: line for label, line in handles.items() if not str(label).startswith("_")}
+    axes[0, -1].legend(named.values(), named, loc="best", fontsize=8, frameon=False, ncols=2)
+    heading(figure, "Multiple-choice accuracy with eigendirections kept or removed")
+    footnote(figure, "Bars: 95 % intervals. Dashed line: nothing removed. At the last update where it was measured.")
     save(figure, path)
     return True
+
+
+def _intervention_panel(axis: Axes, run: Run, name: str) -> None:
+    """One set of questions, one run: a line for each kind of intervention over the numbers of directions."""
+    style(axis, grid="y")
+    lines: dict[str, list[tuple[int, Point]]] = {}
+    for key in run.keys:
+        match = _INTERVENTION.fullmatch(key)
+        points = run.number(key) if match is not None and match[1] == name else []
+        if match is not None and points:
+            lines.setdefault(match[2] or match[3], []).append((int(match[4] or 0), points[-1]))
+    ks = sorted({k for line in lines.values() for k, _ in line if k})
+    steps = {point.step for line in lines.values() for _, point in line}
+    for _, point in lines.pop("full", []):
+        axis.axhline(point.value, color=INK, linewidth=1.0, linestyle="--", alpha=0.7)
+    for index, (kind, line) in enumerate(sorted(lines.items())):
+        action, _, which = kind.partition("_")
+        shift = 0.05 * (index - (len(lines) - 1) / 2)
+        places = [ks.index(k) + shift for k, _ in sorted(line, key=lambda pair: pair[0])]
+        points = [point for _, point in sorted(line, key=lambda pair: pair[0])]
+        colour, dashes = _KINDS.get(which, SOFT), "-" if action == "keep" else ":"
+        values = [point.value for point in points]
+        axis.plot(places, values, dashes, marker="o", markersize=3, color=colour, label=kind.replace("_", " "))
+        for place, point in zip(places, points, strict=True):
+            if point.low is not None and point.high is not None:
+                axis.plot([place] * 2, [point.low, point.high], color=colour, linewidth=0.9)
+    axis.set_xticks(range(len(ks)), [f"{k:,}" for k in ks])
+    when = f"update {steps.pop():,}" if len(steps) == 1 else ""
+    axis.set_title(plain(f"{run.name}, {when}".strip(", "), 44), loc="left", fontsize=9, color=INK)
 
 
 def draw_behaviour(runs: Sequence[Run], path: Path) -> bool:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from geomcallbacks.offline_text import cut_texts, held_out_texts
 from geomcallbacks.probe import ProbeSet
+from geomcallbacks.trace.offline_text import cut_texts, held_out_texts
 
 _LABEL = re.compile(r"([A-Za-z0-9_.-]+)=(.+)")
 #: Characters a token is taken to have at most when long documents are cut into texts of a probe's length.
@@ -136,8 +136,8 @@ class ProbeSource:
 PAPER = ProbeSource("HuggingFaceFW/fineweb", rows=15_000, length=512, config="sample-10BT")
 
 
-def labelled(given: Sequence[str]) -> dict[str, str]:
-    """Sources by label, of `[LABEL=]SOURCE` each. Without labels, one is called "probe", and several by their names.
+def labelled(given: Sequence[str], option: str = "probe") -> dict[str, str]:
+    """Sources by label, of `[LABEL=]SOURCE` each. Without labels, one is called as the option, several by their names.
 
     Raises:
         ValueError: a label stands twice.
@@ -148,8 +148,10 @@ def labelled(given: Sequence[str]) -> dict[str, str]:
         if match:
             label, source = match[1], match[2]
         else:
-            label, source = ("probe" if len(given) == 1 else Path(text).stem), text
+            label, source = (option if len(given) == 1 else Path(text).stem), text
         if label in found:
-            raise ValueError(f"--probe {text}: there are two of the label {label!r}; give each its own, LABEL=SOURCE")
+            raise ValueError(
+                f"--{option} {text}: there are two of the label {label!r}; give each its own, LABEL=SOURCE"
+            )
         found[label] = source
     return found

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from geomcallbacks.checkpoints import parse_name
 from geomcallbacks.probe import ProbeSet
 from geomcallbacks.record import read_lines, read_records
+from geomcallbacks.trace.checkpoints import parse_name
 
 #: Settings of a header that say what a number means; `Settings` takes them by the same names. Not `module`, which is a
 #: way through the training loop's own wrapper.

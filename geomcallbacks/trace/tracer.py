@@ -18,19 +18,20 @@ from typing import Any
 import torch
 
 from geomcallbacks.behaviour.monitor import BehaviourMonitor, Measure
-from geomcallbacks.checkpoint_measure import CheckpointMeasure, Reading, UnfitError
-from geomcallbacks.checkpoints import Checkpoint, find_checkpoints
-from geomcallbacks.hub import Hub
+from geomcallbacks.measure import Settings
 from geomcallbacks.probe import ProbeSet
-from geomcallbacks.probe_source import ProbeSource
-from geomcallbacks.progress import Ahead, Bar
 from geomcallbacks.record import GeometryRecord, write_spectra
-from geomcallbacks.recorded import Recorded, read_recorded
-from geomcallbacks.trace_file import TraceFile, behaviour_out, default_out, locked, path_from
-from geomcallbacks.vocabulary import Vocabulary, find_vocabulary
+from geomcallbacks.trace.checkpoints import Checkpoint, find_checkpoints
+from geomcallbacks.trace.file import TraceFile, behaviour_out, default_out, locked, path_from
+from geomcallbacks.trace.hub import Hub
+from geomcallbacks.trace.measuring import CheckpointMeasure, Reading, UnfitError
+from geomcallbacks.trace.probe_source import ProbeSource
+from geomcallbacks.trace.progress import Ahead, Bar
+from geomcallbacks.trace.recorded import Recorded, read_recorded
+from geomcallbacks.trace.vocabulary import Vocabulary, find_vocabulary
 
 Probes = ProbeSet | ProbeSource | Mapping[str, ProbeSet | ProbeSource]
-Measures = Mapping[str, Measure] | Callable[[Any], Mapping[str, Measure]]
+Measures = Mapping[str, Measure] | Callable[[Any, Mapping[str, ProbeSet], Settings], Mapping[str, Measure]]
 
 
 @dataclass
@@ -77,13 +78,13 @@ def trace(
     Args:
         models: a hub name (`name` or `name@revision`), a folder of checkpoints, or several in order as one curve.
         revisions: "all", "log", names with commas between them, a file of names, or a list; see
-            `geomcallbacks.checkpoints`. None: `main` of a hub name, everything in a folder.
+            `geomcallbacks.trace.checkpoints`. None: `main` of a hub name, everything in a folder.
         probes: one or several by label, ready or still text. None: what the run in that folder was measured on, else
             offline text. One probe serves all checkpoints.
         settings: arguments of GeometryMonitor of the same names, in place of those that the run's records state.
         out: the record file. None: `geometry-trace.jsonl` in the folder, or `<model>-geometry.jsonl` here.
-        measures: what behaviour is measured beside geometry, by name, or a function of the tokenizer that gives it.
-            Its numbers go to a file of their own, named as `out` with "behaviour" for "geometry".
+        measures: what behaviour is measured beside geometry, by name, or a function that gives it, of tokenizer, probes
+            and settings. Its numbers go to a file of their own, named as `out` with "behaviour" for "geometry".
         reading: how checkpoints are turned into models.
         tokens_per_update: training tokens of one update, where neither names nor records tell.
         share: (r, k): measure every k-th checkpoint, from the r-th on; k processes with one `out` share a curve.
@@ -135,7 +136,8 @@ class _Trace:
         }
         for label, rows in measure.probes.items():
             measure.settings.check_probe(label, rows)
-        measure.measures = measures(tokenizer) if callable(measures) else measures or {}
+        made = measures(tokenizer, measure.probes, measure.settings) if callable(measures) else measures
+        measure.measures = made or {}
 
     def run(self, out: Path, models: list[str], progress: bool) -> Summary:
         """Measure what is missing of this process's share."""

@@ -1,0 +1,103 @@
+"""What `--choices`, `--memorisation` and `--intervention` name: the behaviour measured beside the geometry."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from geomcallbacks.behaviour.choices import Choices
+from geomcallbacks.behaviour.intervention import SpectralIntervention
+from geomcallbacks.behaviour.memorisation import Memorisation
+from geomcallbacks.behaviour.monitor import Measure
+from geomcallbacks.behaviour.option_scores import ChoiceAccuracy
+from geomcallbacks.measure import Settings
+from geomcallbacks.probe import ProbeSet
+
+
+@dataclass(frozen=True)
+class BehaviourSource:
+    """Files and data sets by label, which become measures once tokenizer and probes are known.
+
+    Attributes:
+        choices: multiple choice by label: saved `Choices` (*.json), or rows of SciQ's schema in *.jsonl or a data set
+            on the hub.
+        memorisation: a saved `Memorisation`.
+        directions: numbers of eigendirections that are kept or removed while each of `choices` is answered; the
+            directions are those of the first probe.
+        split: of a hub data set.
+
+    Raises:
+        ValueError: there is no such file, or directions without choices.
+    """
+
+    choices: Mapping[str, str] = field(default_factory=dict)
+    memorisation: str | None = None
+    directions: tuple[int, ...] = ()
+    split: str = "test"
+
+    def __post_init__(self) -> None:
+        if self.directions and not self.choices:
+            raise ValueError("--intervention needs questions to answer: give --choices too")
+        files = {source: "--choices" for source in self.choices.values() if source.endswith((".json", ".jsonl"))}
+        if self.memorisation is not None:
+            files[self.memorisation] = "--memorisation"
+        for file, option in files.items():
+            if not Path(file).is_file():
+                raise ValueError(f"{option} {file}: there is no such file")
+
+    def build(self, tokenizer: Any, probes: Mapping[str, ProbeSet], settings: Settings) -> dict[str, Measure]:
+        """The measures, by the name under which they are recorded."""
+        measures: dict[str, Measure] = {}
+        for label, source in self.choices.items():
+            rows = self._rows_of(source, tokenizer)
+            measures[label] = ChoiceAccuracy(rows, batch_size=settings.batch_size)
+            if self.directions:
+                name = "intervention" if len(self.choices) == 1 else f"intervention_{label}"
+                measures[name] = SpectralIntervention(
+                    next(iter(probes.values())),
+                    rows,
+                    ks=self.directions,
+                    positions=settings.positions,
+                    batch_size=settings.batch_size,
+                )
+        if self.memorisation is not None:
+            measures["memorisation"] = Memorisation.load(self.memorisation, batch_size=settings.batch_size)
+        return measures
+
+    def _rows_of(self, source: str, tokenizer: Any) -> Choices:
+        if source.endswith(".json"):
+            return Choices.load(source)
+        rows = _jsonl(Path(source)) if source.endswith(".jsonl") else _hub_rows(source, self.split)
+        try:
+            return Choices.from_sciq(rows, tokenizer)
+        except ValueError as error:
+            raise ValueError(f"--choices {source}: {error}") from error
+
+
+def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise ValueError(f"line {number} is a {type(row).__name__}: give an object a line")
+                yield row
+
+
+def _hub_rows(name: str, split: str) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ValueError(
+            f"--choices {name}: a hub data set needs the data sets' library: pip install datasets"
+        ) from error
+    try:
+        return datasets.load_dataset(name, split=split)
+    except Exception as error:
+        raise ValueError(
+            f"--choices {name}: no file of this name, and as a hub data set it cannot be read"
+            f" ({type(error).__name__}: {str(error).splitlines()[0][:160]}): without a network, give a file"
+        ) from error
