@@ -14,8 +14,9 @@ The paper gives no rule. Ours, on ln RankMe over the order of the measurements:
    within the first thousandth of the curve (the published checkpoints of a run begin at update 8, or at 4e8 tokens)
    and RankMe rises behind it. No curve shows whether its first weights were random: whoever watches a fine-tuning
    run from its update 0 says ``from_scratch=False``.
-4. *Boundaries.* A phase ends at the measurement where RankMe is most extreme. Its interval spans the turning points
-   whose description is worse by less than 3.84 noise variances (profile likelihood, nominally 95 %).
+4. *Boundaries.* A phase ends at the measurement at which the best description turns; on a noisy summit that need not be
+   the very highest value. Its interval spans the turning points whose description is worse by less than 3.84 noise
+   variances (profile likelihood, nominally 95 %).
 
 α decides nothing: in the published curves it turns well before RankMe does. Each phase says how α moved within it, by
 the same test, and whether that agrees (opposite to RankMe).

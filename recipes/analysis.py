@@ -25,6 +25,7 @@ from corpus import Corpus
 from run_folder import RunFolder
 from tokens import probe_rows
 from transformers import AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from geomcallbacks import ProbeSet
 from geomcallbacks.behaviour import Choices, SpectralIntervention
@@ -63,6 +64,7 @@ def make_parser() -> RecipeParser:
 
 def main(settings: AnalysisSettings) -> None:
     """Pretrains, traces, intervenes, and writes tables, numbers and figure."""
+    disable_progress_bar()  # of the checkpoints' loading
     folder = Path(settings.output_dir)
     run = RunFolder(folder / "pretrain")
     pretrain(settings, run)
@@ -81,8 +83,10 @@ def main(settings: AnalysisSettings) -> None:
     (folder / "analysis.json").write_text(json.dumps(numbers, indent=1, ensure_ascii=False), encoding="utf-8")
     (folder / "analysis.md").write_text(render(numbers), encoding="utf-8")
     plot_analysis(read_runs([run.path]), folder / "analysis.png")
-    print(f"\n{render(numbers)}\ntables   {folder / 'analysis.md'}\nnumbers  {folder / 'analysis.json'}")
+    shown = render({**numbers, "intervention": []})  # whose tables are long
+    print(f"\n{shown}\ntables   {folder / 'analysis.md'}\nnumbers  {folder / 'analysis.json'}")
     print(f"figure   {folder / 'analysis.png'}")
+    print(f"page     geomcallbacks report {run.path} {traced} {intervened}")
 
 
 def pretrain(settings: AnalysisSettings, run: RunFolder) -> None:
@@ -123,7 +127,9 @@ def interventions(run: RunFolder, ks: list[int]) -> dict[str, SpectralInterventi
     positions = json.loads((run.path / "settings.json").read_text())["positions"]
     read = int(positions) if positions.isdigit() else positions
     sets = {name: Choices.load(run.path / f"{name}.json") for name in CLOZE}
-    return {name: SpectralIntervention(probe, rows, ks=ks, positions=read) for name, rows in sets.items()}
+    return {
+        f"intervention_{name}": SpectralIntervention(probe, rows, ks=ks, positions=read) for name, rows in sets.items()
+    }
 
 
 def evenly_in_log(steps: list[int], number: int) -> list[int]:

@@ -56,7 +56,7 @@ def curves_table(kind: str, curves: Mapping[str, Mapping[str, Any]]) -> str:
 def behaviour_table(behaviour: Mapping[str, Mapping[str, Any]]) -> str:
     """Returns a row for each number: its course, and its rank correlation with RankMe and with α by phase."""
     spans = list(dict.fromkeys(span for row in behaviour.values() for span in row["rank_correlation"]))
-    heads = ["", "start", "highest", "end", "half of the gain at", *(f"with RankMe / α: {span}" for span in spans)]
+    heads = ["", "start", "highest", "end", "half of the gain at", *(f"ρ with RankMe, α: {span}" for span in spans)]
     rows = []
     for name, row in behaviour.items():
         found = [row["rank_correlation"].get(span) for span in spans]
@@ -67,7 +67,7 @@ def behaviour_table(behaviour: Mapping[str, Mapping[str, Any]]) -> str:
                 f"{_number(row['highest']['value'])} ({row['highest']['step']:,})",
                 _number(row["end"]),
                 f"{row['half_of_gain_at']:,}",
-                *("" if f is None else f"{_signed(f['rankme'])} / {_signed(f['alpha_req'])}" for f in found),
+                *("" if f is None else f"{_signed(f['rankme'])}, {_signed(f['alpha_req'])}" for f in found),
             ]
         )
     return table(heads, rows)
@@ -86,7 +86,7 @@ def intervention_tables(records: Sequence[Mapping[str, Any]]) -> str:
     keys = [key for key in records[0] if "/" in key and not key.endswith(ends)]
     parts = []
     for measure in dict.fromkeys(key.partition("/")[0] for key in keys):
-        heads = [f"{measure}: accuracy", *(f"update {record['step']:,}" for record in records)]
+        heads = [measure.removeprefix("intervention_"), *(f"update {record['step']:,}" for record in records)]
         rows = []
         for key in (key for key in keys if key.startswith(f"{measure}/")):
             cells = [[record[f"{key}{end}"] for end in ("", *ends)] for record in records]

@@ -100,7 +100,7 @@ def test_checkpoints_are_evenly_spaced_in_log_updates() -> None:
 
 
 def test_wrong_settings_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="pretrain_config='nowhere.yaml': no such file"):
+    with pytest.raises(ValueError, match=r"pretrain_config='nowhere\.yaml': no such file"):
         AnalysisSettings(pretrain_config="nowhere.yaml")
     config = tmp_path / "x.yaml"
     config.write_text("{}")

@@ -1,4 +1,4 @@
-"""Behaviour on the command line of `geomcallbacks trace`: choices, intervention and memorisation beside the geometry."""
+"""Behaviour on the command line of `geomcallbacks trace`: choices, intervention and memorisation."""
 
 from __future__ import annotations
 
