@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One thread a process: tests are small, and two of them run at a time.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 WANDB_MODE=offline
 
-.PHONY: install demo contrast bottleneck real-model test check bench test-gpu format clean
+.PHONY: install demo contrast analysis phases bottleneck real-model test check bench test-gpu format clean
 
 install: $(VENV)/installed
 
@@ -18,6 +18,12 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: install
 	WANDB_MODE=offline WANDB_SILENT=true $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		recipes/pretrain.py --config recipes/configs/pretrain_tiny.yaml --output_dir runs/demo
+
+analysis: install
+	WANDB_MODE=offline WANDB_SILENT=true $(BIN)/python recipes/analysis.py --config recipes/configs/analysis_tiny.yaml
+
+phases: install
+	$(BIN)/python tests/published_curves.py --draws 1000
 
 bottleneck: install
 	$(BIN)/python recipes/softmax_bottleneck.py --large

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -97,6 +98,7 @@ class GeometryMonitor(RunMonitor):
         """Begin a run, or go on with one from its checkpoint. See `RunMonitor.start`."""
         super().start(model, step=step, total_steps=total_steps)
         self._curves = {}
+        self._to_file(self._keep_probes)
         if step > 0:
             self._recall(model, step)
 
@@ -225,6 +227,19 @@ class GeometryMonitor(RunMonitor):
         for key, curve in curves.items():
             self._curves[key] = PhaseTracker(self.from_scratch)
             self._curves[key].load(curve)
+
+    def _keep_probes(self) -> None:
+        """Save the probes beside the record file: `geomcallbacks trace` measures the run's checkpoints on them."""
+        if self._writer is None:
+            return
+        folder = self._writer.probes_folder
+        folder.mkdir(exist_ok=True)
+        for probe in self.probes.values():
+            file = folder / f"{probe.fingerprint}.safetensors"
+            if not file.is_file():
+                scratch = file.with_suffix(f".{os.getpid()}.tmp")
+                probe.save(scratch)
+                scratch.replace(file)
 
     def _write_spectra(self, step: int, records: list[GeometryRecord]) -> None:
         kept = {f"{r.probe}/{r.layer}": r.eigenvalues for r in records if r.eigenvalues is not None}

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from geomcallbacks.text import column_of, tokenise
@@ -186,7 +186,9 @@ class ProbeSet:
     def save(self, path: str | Path) -> None:
         """Write the probe to a safetensors file."""
         metadata = {"format": _FORMAT, "fingerprint": self.fingerprint, "dropped": str(self.dropped)}
-        save_file({"input_ids": self.input_ids_nt, "lengths": self.lengths_n}, str(path), metadata)
+        rows = {"input_ids": self.input_ids_nt.to(torch.int32), "lengths": self.lengths_n}
+        # Written by Python, so that a full disk is an OSError.
+        Path(path).write_bytes(save(rows, metadata))
 
     @classmethod
     def load(cls, path: str | Path) -> ProbeSet:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from geomcallbacks.metrics import METRIC_NAMES
 
@@ -117,6 +117,11 @@ class RecordWriter:
         """Where the eigenspectra of this file's records are kept."""
         return self.path.with_name(f"{self.path.stem}-spectra")
 
+    @property
+    def probes_folder(self) -> Path:
+        """Where the probes of this file's records are kept."""
+        return probes_folder(self.path)
+
     def write(self, record: GeometryRecord | Mapping[str, Any]) -> None:
         """Append one record: a GeometryRecord, or any flat mapping that has its `step` and no NaN."""
         self._write({"kind": "record"} | dict(record.to_dict() if isinstance(record, GeometryRecord) else record))
@@ -138,13 +143,19 @@ class RecordWriter:
         self._file.flush()
 
 
+def probes_folder(path: Path) -> Path:
+    """Where the probes of a record file are kept, each called by its fingerprint."""
+    return path.with_name(f"{path.stem}-probes")
+
+
 def write_spectra(folder: Path, step: int, spectra: Mapping[str, torch.Tensor]) -> str:
     """Write the eigenvalues of one measurement to a file in `folder`; returns it, relative to the folder's parent."""
     folder.mkdir(exist_ok=True)
     target = folder / f"step-{step:09d}.safetensors"
     scratch = target.with_suffix(f".{os.getpid()}.tmp")
     # float32 keeps seven digits of each eigenvalue in half the space; the metrics are not computed from it.
-    save_file({key: value.to("cpu", torch.float32).contiguous() for key, value in spectra.items()}, str(scratch))
+    kept = {key: value.to("cpu", torch.float32).contiguous() for key, value in spectra.items()}
+    scratch.write_bytes(save(kept))  # by Python, so that a full disk is an OSError
     scratch.replace(target)
     return f"{folder.name}/{target.name}"
 

@@ -297,6 +297,7 @@ def write_whole(file: Path, text: str) -> None:
 def _remove_stage(folder: Path) -> None:
     """Removes what a stage writes and nothing else: the folder may hold files of the user's own."""
     folders = ("checkpoint-*", "model", "start", "start.part", "corpus", "geometry*-spectra", "crossed*-spectra")
+    folders += ("geometry*-probes", "crossed*-probes")
     records = ("geometry*.jsonl", "behaviour*.jsonl", "crossed*.jsonl", "pairs_*.jsonl", "*_rollouts.safetensors")
     for pattern in (*folders, *records, "rollouts.json", "finished.json", "settings.json"):
         for path in folder.glob(pattern):

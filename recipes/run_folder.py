@@ -71,7 +71,7 @@ class RunFolder:
         # What a run writes and nothing else: the folder may hold files of the user's own.
         for name in ("checkpoints", "resume", "loss", "corpus", "tokenizer"):
             shutil.rmtree(self.path / name, ignore_errors=True)
-        records = ("geometry*.jsonl", "geometry*-spectra", "behaviour*.jsonl", self.figure.name)
+        records = ("geometry*.jsonl", "geometry*-spectra", "geometry*-probes", "behaviour*.jsonl", self.figure.name)
         for pattern in (*records, "cloze_*.json", "memorisation.safetensors", "token_counts.txt"):
             for file in self.path.glob(pattern):
                 shutil.rmtree(file) if file.is_dir() else file.unlink()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from geomcallbacks.probe import ProbeSet
-from geomcallbacks.record import read_lines, read_records
+from geomcallbacks.record import probes_folder, read_lines, read_records
 from geomcallbacks.trace.checkpoints import parse_name
 
 #: Settings of a header that say what a number means; `Settings` takes them by the same names. Not `module`, which is a
@@ -23,7 +23,7 @@ class Recorded:
         settings: arguments of `Settings`.
         precision: arithmetic of the live forward pass, as its records name it.
         fingerprints: of its probes, by label.
-        probes: those of them that are kept in the folder.
+        probes: those of them that are kept beside the records, or in the folder under any name.
         tokens: training tokens by step, where recorded.
         batch_sizes: rows that went through the model together, by step, where memory had run out.
     """
@@ -62,15 +62,17 @@ def read_recorded(folder: Path) -> Recorded | None:
         settings,
         records[-1]["precision"],
         fingerprints,
-        _saved_probes(file.parent, fingerprints),
+        _saved_probes([probes_folder(file), file.parent], fingerprints),
         {r["step"]: r["tokens"] for r in records if r.get("tokens") is not None},
         {r["step"]: r["batch_size"] for r in records},
     )
 
 
-def _saved_probes(folder: Path, fingerprints: dict[str, str]) -> dict[str, ProbeSet]:
+def _saved_probes(folders: list[Path], fingerprints: dict[str, str]) -> dict[str, ProbeSet]:
     found: dict[str, ProbeSet] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in [file for folder in folders for file in sorted(folder.glob("*.safetensors"))]:
+        if fingerprints.keys() <= found.keys():
+            break
         try:
             probe = ProbeSet.load(file)
         except Exception:  # weights, say, which are no probe
