@@ -7,7 +7,9 @@ The paper gives no rule. Ours, on ln RankMe over the order of the measurements:
    left out; at least 1 %.
 2. *Stretches.* The curve is described by stretches that rise and fall in turn. A further turning point is accepted if
    it improves the description by more than noise would, found by search, in nineteen of twenty curves that have none
-   (`geomcallbacks.turning`), and if every stretch spans two measurements and rises or falls by 5 % or more.
+   (`geomcallbacks.turning`), and if every stretch spans two measurements and rises or falls by 5 % or more. A stretch
+   between two others spans a factor of two in updates or more: phases are told apart on a logarithmic axis, and a bump
+   within a collapse is none.
 3. *Names.* A rise is entropy-seeking, a fall compression-seeking, wherever it stands; so is a late rise entropy-seeking
    again. Only the first stretch of a run can be warm-up: if it falls, and the run starts from random weights.
    Where that is not said (`from_scratch=None`), a fall is warm-up if the curve starts at update 0; or if it starts
@@ -30,6 +32,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from geomcallbacks.turning import Array, Stretch, direction, noise, stretches
 
@@ -41,6 +44,7 @@ FEWEST_POINTS = 6
 _NOISE_FLOOR = 0.01  # of ln RankMe: what a fixed probe scatters from update to update in a small run
 _LEAST_CHANGE = 0.05  # of ln RankMe
 _MOST_POINTS = 200
+_LEAST_SPAN = math.log10(2)  # decades, of a phase between two others
 _BEFORE_FIRST = 0.5  # decades from update 0 to the first positive update
 _NEAR_START = 1e-3  # share of the curve's updates
 _ALPHA_WAYS = {1: "rises", -1: "falls", 0: "flat"}
@@ -118,7 +122,7 @@ def find_phases(
         return []
     steps_n, rankme_n, alpha_n = _thinned(np.array(points)).T
     places, heights = _places(steps_n), np.log(rankme_n)
-    found = stretches(heights, noise(places, heights, _NOISE_FLOOR), _LEAST_CHANGE)
+    found = stretches(heights, noise(places, heights, _NOISE_FLOOR), _LEAST_CHANGE, _short(places))
     if not found:
         return []
     warm = not found[0].rises and _warms_up(steps_n, len(found), from_scratch)
@@ -218,6 +222,14 @@ def _thinned(points_n3: Array) -> Array:
     cells[0] = -1
     kept: Array = points_n3[np.append(np.diff(cells) > 0, True)]
     return kept
+
+
+def _short(places: Array) -> NDArray[np.bool_]:
+    """(n, n) whether the points i … j, between others, span too little for a phase."""
+    number = np.arange(len(places))
+    inner = (number[:, None] > 0) & (number[None, :] < len(places) - 1)
+    found: NDArray[np.bool_] = inner & (places[None, :] - places[:, None] < _LEAST_SPAN - 1e-9)
+    return found
 
 
 def _warms_up(steps_n: Array, count: int, from_scratch: bool | None) -> bool:

@@ -97,13 +97,14 @@ def direction(values: Array, sigma: float) -> int:
     return 0 if flat / sigma**2 <= better else (1 if rise < fall else -1)
 
 
-def stretches(values: Array, sigma: float, least: float) -> list[Stretch]:
+def stretches(values: Array, sigma: float, least: float, short: NDArray[np.bool_] | None = None) -> list[Stretch]:
     """The stretches of a curve that stand out of its noise.
 
     Args:
         values: (n,) ordinates.
         sigma: standard deviation of their noise, not 0.
         least: how far a stretch's fit must at least rise or fall.
+        short: (n, n) whether the points i … j are too few or too close for a stretch of their own; None: none are.
 
     Returns:
         Stretches in order, of alternating direction; none where the curve is flat within its noise or within `least`.
@@ -112,7 +113,8 @@ def stretches(values: Array, sigma: float, least: float) -> list[Stretch]:
     centred = values - values.mean()
     length = np.arange(n)[None, :] - np.arange(n)[:, None] + 1
     charge = _charge(n, np.maximum(length, 1))
-    rise, fall = (np.where(length >= _FEWEST, cost / sigma**2, np.inf) for cost in monotone_costs(centred))
+    enough = length >= _FEWEST if short is None else (length >= _FEWEST) & ~short
+    rise, fall = (np.where(enough, cost / sigma**2, np.inf) for cost in monotone_costs(centred))
     ways = {True: (rise, fall), False: (fall, rise)}
     totals = [
         (float(best[-1]), rises, count)

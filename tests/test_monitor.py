@@ -256,10 +256,21 @@ def test_tokens_seen(given: int | None, per_update: int | None, wanted: int | No
     assert watch.measure(tiny.model(), 3, tokens=given)[0].tokens == wanted
 
 
+def test_probes_are_kept_beside_the_records_under_their_fingerprints(tmp_path: Path) -> None:
+    probes = {"one": tiny.probe(), "two": tiny.probe(seed=5), "again": tiny.probe()}
+    monitor = GeometryMonitor(probes, alpha_window=tiny.WINDOW, path=tmp_path / "g.jsonl")
+    monitor.start(tiny.model())
+    monitor.close()
+    kept = sorted((tmp_path / "g-probes").iterdir())
+    assert [file.name for file in kept] == sorted({f"{probe.fingerprint}.safetensors" for probe in probes.values()})
+    for file in kept:
+        assert ProbeSet.load(file).fingerprint == file.stem
+
+
 def test_spectra_can_be_left_off(tmp_path: Path) -> None:
     monitor(path=tmp_path / "g.jsonl", spectra=False).measure(tiny.model(), 0)
     assert read_records(tmp_path / "g.jsonl")[0]["spectrum"] is None
-    assert [path.name for path in tmp_path.iterdir()] == ["g.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["g-probes", "g.jsonl"]
 
 
 def test_no_path_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,18 @@ def names(phases):
 # --- turning points -----------------------------------------------------------------------------------------------
 
 
+def test_a_bump_within_a_collapse_is_no_phase() -> None:
+    steps = [0, 1, 2, 3, 4, 6, 7, 10, 13, 18, 24, 32, 42, 56, 75, 100, 133, 178, 237, 316, 422, 562, 750, 1000]
+    fall, rise = np.linspace(3.3, 0.4, 12), np.linspace(0.6, 3.6, 12)
+    heights = np.concatenate([fall, rise])
+    heights[8:11] = [0.40, 0.75, 0.55]  # 13, 18, 24: down, up by 40 %, down again to 0.4 at 32
+    found = find_phases(steps, np.exp(heights))
+    assert [(phase.name, phase.end) for phase in found] == [("warm-up", 32), ("entropy-seeking", 1000)]
+    # As far apart as phases are, the same bump is one.
+    apart = find_phases([0, *(3**k for k in range(23))], np.exp(heights))
+    assert [phase.number for phase in apart] == [0, 1, 2, 1]
+
+
 def test_monotone_costs_are_those_of_isotonic_regression() -> None:
     values = np.random.default_rng(0).normal(size=12)
     rise, fall = monotone_costs(values)
@@ -184,7 +196,7 @@ def test_wiggle_below_five_percent_is_no_phase(ratio: float, wanted: list[str]) 
     """Without noise, so that its size alone decides."""
     top = 50.0
     curve = [*np.geomspace(10, top, 12), *np.geomspace(top, top * ratio, 8)[1:], *np.geomspace(top * ratio, 90, 12)[1:]]
-    assert names(find_phases(range(1, len(curve) + 1), curve)) == wanted
+    assert names(find_phases(np.geomspace(1, 1e4, len(curve)), curve)) == wanted
 
 
 def test_level_curve_has_no_phase() -> None:
