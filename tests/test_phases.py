@@ -24,6 +24,7 @@ import geomcallbacks.hf
 import geomcallbacks.lightning
 from geomcallbacks import GeometryMonitor, PhaseTracker, ProbeSet, Schedule, find_phases, read_records
 from geomcallbacks.cli import main
+from geomcallbacks.phases import PHASE_NAMES, Phase
 from geomcallbacks.record import RecordWriter
 from geomcallbacks.turning import monotone_costs, noise, stretches
 
@@ -52,6 +53,25 @@ def names(phases):
 
 
 # --- turning points -----------------------------------------------------------------------------------------------
+
+
+def test_news_of_the_past_alone_is_none_and_what_did_not_last_is_named() -> None:
+    def news(before: list[str], now: list[str]) -> str | None:
+        tracker = PhaseTracker()
+        phase = lambda name, k: Phase(name, 10.0 * k, 10.0 * k + 10, None, None, 5.0, 9.0)
+        tracker.phases = [phase(name, k) for k, name in enumerate(before)]
+        found = [phase(name, k) for k, name in enumerate(now)]
+        tracker.load = lambda points: setattr(tracker, "phases", found)
+        return tracker.add(100, 9.0)
+
+    warm, up, down = PHASE_NAMES
+    assert news([up], [warm, up]) is None
+    assert news([], []) is None
+    assert news([warm], [warm, up]) == "entropy-seeking since update 10: RankMe 5 → 9"
+    assert news([warm, up, down], [warm, up, down, up, down]) == "compression-seeking since update 40: RankMe 5 → 9"
+    assert news([up, down, up], [up]) == "still entropy-seeking: compression-seeking since update 10 did not last"
+    assert news([warm, up], [warm]) == "still warm-up: entropy-seeking since update 10 did not last"
+    assert news([up], []) == "in no phase: entropy-seeking since update 0 did not last"
 
 
 def test_a_bump_within_a_collapse_is_no_phase() -> None:
