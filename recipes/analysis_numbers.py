@@ -76,17 +76,18 @@ def behaviour_numbers(
 ) -> dict[str, Any]:
     """Returns where a number of behaviour starts, is highest and ends, and its rank correlation with the geometry.
 
-    The correlation is over all measured updates, and over those of each phase of which there are four or more.
+    The correlation is over all measured updates, and over those of each phase of which there are four or more: behind
+    its start, up to its end; of phases of one name the last.
     """
     values = {row["step"]: row[name] for row in did if row.get(name) is not None}
     steps = sorted(values)
     top = max(steps, key=values.__getitem__)
     gain = values[steps[-1]] - values[steps[0]]
     half = next(step for step in steps if gain == 0 or (values[step] - values[steps[0]]) / gain >= 0.5)
-    spans = {"all": (0, steps[-1])} | {phase.name: (phase.start, phase.end) for phase in phases}
+    spans = {"all": (-1, steps[-1])} | {phase.name: (phase.start or -1, phase.end) for phase in phases}
     correlations = {}
     for label, (start, end) in spans.items():
-        rows = [row for row in own if start <= row["step"] <= end and row["step"] in values]
+        rows = [row for row in own if start < row["step"] <= end and row["step"] in values]
         if len(rows) >= 4:
             correlations[label] = {
                 metric: spearman([row[metric] for row in rows], [values[row["step"]] for row in rows])

@@ -108,10 +108,10 @@ def far_cloze(
 
     The name came at most twice in the pretraining text. The same tokens stand in the context, and the name is not in
     its last ``min_distance`` tokens, not even inside another word. The wrong options are such rare names of other
-    held-out documents that are nowhere in the context, alike in number of tokens, a space in front, underscores and
-    capitals. They are those whose score, by a 4-gram model of the pretraining text, is next to that of the answer; in
-    a quarter of the rows it ranks none of them above the answer, in a quarter one, and so on. A name is the answer of
-    1 % of the rows at most.
+    held-out documents that are nowhere in the context, alike in their number of tokens, a space in front, underscores
+    and capitals, and in how many of their tokens stand in the last ``min_distance`` ones. They are those whose score,
+    by a 4-gram model of the pretraining text, is next to that of the answer; in a quarter of the rows the model ranks
+    none of them above the answer, in a quarter one, and so on. A name is the answer of 1 % of the rows at most.
 
     Args:
         texts: Held-out documents.
@@ -145,10 +145,14 @@ def far_cloze(
     def options(place: Place, above: int) -> list[Tokens] | None:
         document = documents[place.document]
         context = document.before(place.start, seq_length)
+        near = frozenset(document.ids[max(0, place.start - min_distance) : place.start])
+        pieces = _pieces_in(near, place.tokens)
         pool = [
             name.tokens
             for name in alike[_shape(place)]
-            if place.document not in in_documents[name.word] and name.word not in context
+            if place.document not in in_documents[name.word]
+            and name.word not in context
+            and _pieces_in(near, name.tokens) == pieces
         ]
         last = document.ids[max(0, place.start - NEAR_CONTEXT) : place.start]
         own, *scores = counts.ngrams.log_scores(last, [place.tokens, *pool])
@@ -177,6 +181,11 @@ def _shape(place: Place) -> tuple[Any, ...]:
     """What the options of a row have in common."""
     word = place.word
     return len(place.tokens), place.spaced, "_" in word.strip("_"), word.startswith("_"), word.islower(), word.isupper()
+
+
+def _pieces_in(near: frozenset[int], tokens: Tokens) -> int:
+    """Returns how many tokens of a name stand in a context: names of one document often share their pieces."""
+    return sum(token in near for token in tokens)
 
 
 def _only_far(

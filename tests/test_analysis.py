@@ -77,15 +77,15 @@ def test_an_analysis_leaves_tables_numbers_and_figure_and_goes_on(
 
 
 def test_behaviour_is_held_against_geometry_phase_by_phase() -> None:
-    steps = [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
-    rankme = [30, 20, 10, 5, 8, 12, 18, 24, 30, 20, 12, 9]
+    steps = [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048]
+    rankme = [30, 20, 10, 5, 8, 12, 18, 24, 30, 20, 12, 9, 7]
     own = [{"step": s, "rankme": float(r), "alpha_req": 50.0 - r} for s, r in zip(steps, rankme, strict=True)]
     did = [{"step": s, "x/accuracy": 0.25 + 0.05 * k} for k, s in enumerate(steps)]
     phases = find_phases(steps, rankme)
     assert [phase.name for phase in phases] == ["warm-up", "entropy-seeking", "compression-seeking"]
     found = behaviour_numbers("x/accuracy", own, did, phases)
-    assert found["highest"] == {"step": 1024, "value": pytest.approx(0.8)}
-    assert found["half_of_gain_at"] == 32  # 0.525 is half way; 0.5 stands at 16
+    assert found["highest"] == {"step": 2048, "value": pytest.approx(0.85)}
+    assert found["half_of_gain_at"] == 32  # 0.55 is half way, and stands there
     # Accuracy only rises: its rank correlation is +1 where RankMe rises, -1 where it falls.
     assert found["rank_correlation"]["warm-up"]["rankme"] == pytest.approx(-1)
     assert found["rank_correlation"]["entropy-seeking"] == {"rankme": pytest.approx(1), "alpha_req": pytest.approx(-1)}

@@ -105,6 +105,8 @@ def test_far_answers_stand_far_back_and_nowhere_else(made):
         assert len(prompt) + len(options[answer]) <= 128
         scores = counts.ngrams.log_scores(prompt[-3:], options)
         above[sum(score > scores[answer] for score in scores)] += 1
+        # Nor do pieces of the name: as many stand near the answer for every option.
+        assert len({sum(token in prompt[-40:] for token in option) for option in options}) == 1
     assert above == {0: 15, 1: 15, 2: 15, 3: 15}  # the last tokens say nothing, to an n-gram model
 
 

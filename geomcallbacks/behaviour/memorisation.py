@@ -56,7 +56,8 @@ class NgramScores:
         for row in self.probabilities:
             known = [p for p in row if p > 0]
             has_none = not known or (zeros == "drop" and len(known) < len(row))
-            found.append(math.nan if has_none else math.fsum(map(math.log, known)))
+            # Rounded, so that products that are equal, such as 1/2 · 1/3 and 1/6, share a rank.
+            found.append(math.nan if has_none else round(math.fsum(map(math.log, known)), 9))
         return np.array(found)
 
     @property

@@ -165,23 +165,24 @@ def draw_primacy(run: Run, path: Path) -> bool:
 
 def draw_intervention(runs: Sequence[Run], path: Path) -> bool:
     """Accuracy by number of eigendirections kept or removed, at the last update where it was measured."""
-    found = [match for run in runs for key in run.keys if (match := _INTERVENTION.fullmatch(key))]
+    found = [(run, match[1]) for run in runs for key in run.keys if (match := _INTERVENTION.fullmatch(key))]
     if not found:
         return False
-    sets = list(dict.fromkeys(match[1] for match in found))
-    shown = list(runs[:_MOST_COLUMNS])
+    sets = list(dict.fromkeys(name for _, name in found))
+    shown = [run for run in runs if any(other is run for other, _ in found)][:_MOST_COLUMNS]
     figure = new_figure(2.1 * len(sets) + 1.5)
     axes = figure.subplots(len(sets), len(shown), sharex=True, sharey="row", squeeze=False)
     for row, name in zip(axes, sets, strict=True):
         for axis, run in zip(row, shown, strict=True):
             _intervention_panel(axis, run, name)
     for row, name in zip(axes, sets, strict=True):
-        row[0].set_ylabel(plain(name.removeprefix("intervention").strip("_") or "accuracy", 30))
+        questions = name.removeprefix("intervention").strip("_").replace("_", " ")
+        row[0].set_ylabel(plain(questions or "accuracy", 30))
     for axis in axes[-1]:
-        axis.set_xlabel("eigendirections kept or removed", color=INK)
-    handles = {line.get_label(): line for axis in axes.flat for line in axis.get_lines()}
-    named = {label: line for label, line in handles.items() if not str(label).startswith("_")}
-    axes[0, -1].legend(named.values(), named, loc="best", fontsize=8, frameon=False, ncols=2)
+        axis.set_xlabel("directions", color=INK)
+    low, high = axes[0, 0].get_ylim()
+    axes[0, 0].set_ylim(low, high + 0.35 * (high - low))  # room for the legend
+    axes[0, -1].legend(loc="upper center", fontsize=7.5 if len(shown) < 3 else 6, frameon=False, ncols=3)
     heading(figure, "Multiple-choice accuracy with eigendirections kept or removed")
     footnote(figure, "Bars: 95 % intervals. Dashed line: nothing removed. At the last update where it was measured.")
     save(figure, path)
