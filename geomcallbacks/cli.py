@@ -33,7 +33,7 @@ def _add_phases(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     """`geomcallbacks phases FILE`: see `geomcallbacks.phases`."""
     text = "warm-up, entropy-seeking and compression-seeking phases of the curves in a record file"
     parser = commands.add_parser("phases", help=text, description=text)
-    parser.add_argument("file", metavar="FILE", help="geometry.jsonl of a run, or of `geomcallbacks trace`")
+    parser.add_argument("file", metavar="FILE", help="geometry.jsonl, or the folder of a run, or a file of `trace`")
     parser.add_argument("--probe", metavar="LABEL", help="this probe only")
     parser.add_argument("--layer", metavar="LABEL", help="this layer only")
     parser.add_argument(
@@ -45,11 +45,14 @@ def _add_phases(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def _phases(given: argparse.Namespace) -> int:
     import json
+    from pathlib import Path
 
     from geomcallbacks.phase_table import phases_of_file, table
+    from geomcallbacks.report.data import record_file
 
     from_scratch = False if given.trained else None
-    curves = phases_of_file(given.file, probe=given.probe, layer=given.layer, from_scratch=from_scratch)
+    file = record_file(Path(given.file))
+    curves = phases_of_file(file, probe=given.probe, layer=given.layer, from_scratch=from_scratch)
     if given.json:
         found = [
             {"probe": probe, "layer": layer, "phases": [phase.to_dict() for phase in phases]}

@@ -8,6 +8,8 @@ from pathlib import Path
 from geomcallbacks.phases import FEWEST_POINTS, Phase, find_phases
 from geomcallbacks.record import read_lines, read_records
 
+_Point = tuple[int, float | None, float | None]
+
 
 def phases_of_file(
     path: str | Path, *, probe: str | None = None, layer: str | None = None, from_scratch: bool | None = None
@@ -27,11 +29,7 @@ def phases_of_file(
         FileNotFoundError: there is no such file.
         ValueError: it is no record file, holds no such probe or layer, or too few measurements.
     """
-    curves: dict[tuple[str, str], list[tuple[int, float | None, float | None]]] = {}
-    for row in read_records(path):
-        if "rankme" in row:
-            key = (str(row["probe"]), str(row["layer"]))
-            curves.setdefault(key, []).append((row["step"], row["rankme"], row.get("alpha_req")))
+    curves = _curves(path)
     if not curves:
         raise ValueError(f"{path} holds no measurements of geometry: give the geometry.jsonl of a run or of a trace")
     for kind, wanted, place in (("probe", probe, 0), ("layer", layer, 1)):
@@ -43,13 +41,31 @@ def phases_of_file(
     if most < FEWEST_POINTS:
         raise ValueError(f"{path} holds {most} values of rankme: phases take at least {FEWEST_POINTS} measurements")
     if from_scratch is None:
-        told = [line["settings"].get("from_scratch") for line in read_lines(path) if line.get("settings")]
-        from_scratch = told[-1] if told else None
+        told = [line["settings"] for line in read_lines(path) if isinstance(line.get("settings"), dict)]
+        from_scratch = told[-1].get("from_scratch") if told else None
     found = {}
     for key, points in curves.items():
         steps, rankme, alpha = zip(*points, strict=True)
         found[key] = find_phases(steps, rankme, alpha, from_scratch=from_scratch)
     return found
+
+
+def _curves(path: str | Path) -> dict[tuple[str, str], list[_Point]]:
+    """(step, RankMe, α) by (probe, layer)."""
+    curves: dict[tuple[str, str], list[_Point]] = {}
+    for number, row in enumerate(read_records(path), start=1):
+        if "rankme" not in row:
+            continue
+        missing = [name for name in ("step", "probe", "layer") if name not in row]
+        if missing:
+            raise ValueError(f"{path}, record {number} has no {missing[0]!r}: it is none of geometry")
+        values = [row["step"], row["rankme"], row.get("alpha_req")]
+        for name, value in zip(("step", "rankme", "alpha_req"), values, strict=True):
+            known = isinstance(value, int | float) and not isinstance(value, bool)
+            if not known and (value is not None or name == "step"):
+                raise ValueError(f"{path}, record {number}: {name} is {value!r}, and must be a number")
+        curves.setdefault((str(row["probe"]), str(row["layer"])), []).append((values[0], values[1], values[2]))
+    return curves
 
 
 def table(phases: Sequence[Phase]) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -197,13 +197,15 @@ class ProbeSet:
         Raises:
             ValueError: the file is not a probe, or its rows do not match its fingerprint.
         """
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != _FORMAT:
-                raise ValueError(f"{path} is not a saved probe: its format reads {metadata.get('format')!r}")
-            probe = cls(
-                file.get_tensor("input_ids"), file.get_tensor("lengths"), dropped=int(metadata.get("dropped", 0))
-            )
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != _FORMAT:
+                    raise ValueError(f"{path} is not a saved probe: its format reads {metadata.get('format')!r}")
+                rows, lengths = file.get_tensor("input_ids"), file.get_tensor("lengths")
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a saved probe, or was torn: {error}") from error
+        probe = cls(rows, lengths, dropped=int(metadata.get("dropped", 0)))
         if probe.fingerprint != metadata.get("fingerprint"):
             raise ValueError(
                 f"{path} holds rows of fingerprint {probe.fingerprint}, but says {metadata.get('fingerprint')}: it was"

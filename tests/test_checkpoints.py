@@ -12,17 +12,11 @@ import pytest
 import tiny
 import torch
 
-from geomcallbacks.trace.checkpoints import (
-    Checkpoint,
-    choose_names,
-    find_checkpoints,
-    folder_checkpoints,
-    log_spaced,
-    parse_name,
-    place_names,
-)
+from geomcallbacks.trace.checkpoints import Checkpoint, find_checkpoints
+from geomcallbacks.trace.folders import folder_checkpoints
 from geomcallbacks.trace.hub import Hub
 from geomcallbacks.trace.loading import load_model
+from geomcallbacks.trace.names import choose_names, log_spaced, parse_name, place_names
 
 #: The branches of EleutherAI/pythia-160m, as its model card lists them, and one more of another kind.
 PYTHIA = [f"step{n}" for n in (0, *(2**k for k in range(10)), *range(1000, 144_000, 1000))] + ["main"]
@@ -46,6 +40,9 @@ class Listed:
 
     def revisions(self, model: str) -> list[str]:
         return self.repositories[model]
+
+    def knows_all(self, model: str) -> bool:
+        return True
 
 
 @pytest.mark.parametrize(
@@ -126,11 +123,8 @@ def test_one_model_stands_at_its_own_steps_and_several_at_their_places() -> None
 
 
 def test_tokens_of_pythia_are_known() -> None:
-    class Pythia:
-        def revisions(self, model: str) -> list[str]:
-            return PYTHIA
-
-    (found,) = find_checkpoints(["EleutherAI/pythia-160m"], Pythia(), ["step512"])
+    listed = Listed(**{"EleutherAI/pythia-160m": PYTHIA})
+    (found,) = find_checkpoints(["EleutherAI/pythia-160m"], listed, ["step512"])
     assert found.tokens == 512 * 2_097_152  # 1.07e9: where the paper's warm-up ends
 
 

@@ -7,12 +7,13 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from huggingface_hub import close_session, constants
 from pretrain import PretrainSettings
 from pretrain import main as pretrain
 from transformers import AutoModelForCausalLM
@@ -33,7 +35,7 @@ from geomcallbacks.trace import command as trace_command
 from geomcallbacks.trace import trace
 from geomcallbacks.trace.file import behaviour_out, default_out
 from geomcallbacks.trace.hub import Hub
-from geomcallbacks.trace.measuring import Reading
+from geomcallbacks.trace.measuring import CheckpointMeasure, Reading
 from geomcallbacks.trace.probe_source import ProbeSource, labelled
 
 ROOT = Path(__file__).parents[1]
@@ -166,10 +168,19 @@ def test_a_batch_that_memory_had_halved_is_measured_so_again(pretrained: Callabl
 
 def test_a_probe_that_was_not_kept_must_be_given(pretrained: Callable[..., Path]) -> None:
     run = pretrained("unkept", updates=1)
-    (run / "probe.safetensors").rename(run.parent / "kept.safetensors")
+    kept = ProbeSet.load(run / "probe.safetensors")
+    (run / "probe.safetensors").unlink()
+    # Beside the records stands another copy, as every run leaves it: options are not needed.
+    out = run / "own.jsonl"
+    assert main(["trace", str(run), "--device", "cpu", "--out", str(out)]) == 0
+    assert {record["fingerprint"] for record in read_records(out)} == {kept.fingerprint}
+    assert [values(r) for r in read_records(out)] == [
+        pytest.approx(values(r), rel=1e-6) for r in read_records(run / "geometry.jsonl")
+    ]
+    shutil.rmtree(run / "geometry-probes")
     with pytest.raises(ValueError, match=r"measured on probe 'probe' \(\w{16}\), which is not kept.*--probe"):
         trace(run)
-    assert not trace(run, probes=ProbeSet.load(run.parent / "kept.safetensors")).failed
+    assert not trace(run, probes=kept).failed
 
 
 # Revisions of a hub model, from the cache.
@@ -275,32 +286,43 @@ def test_other_settings_or_probes_are_refused_with_both_values(read: Reading, tm
         trace("org/neox", **(first | {"out": tmp_path / "live.jsonl"}))
 
 
-def test_a_killed_process_loses_and_repeats_nothing(tmp_path: Path) -> None:
+def test_a_killed_process_loses_and_repeats_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     probe, out, hub = tmp_path / "probe.safetensors", tmp_path / "g.jsonl", tmp_path / "hub"
-    tiny.probe(600, 60).save(probe)  # row by row slow enough to be met in the middle
-    for seed in range(10):
+    tiny.probe(300, 60).save(probe)  # row by row slow enough to be met in the middle
+    for seed in range(7):
         hub_cache.add_revision(hub, "org/slow", f"step{seed}", hub_cache.model_files(seed))
     arguments = ["org/slow", "--revisions", "all", "--probe", probe, "--alpha-window", 2, 8, "--out", out]
-    seen: list[dict[str, Any]] = []
-    for how, status in ((signal.SIGINT, 130), (signal.SIGKILL, -9)):
-        process = command(*arguments, "--batch-size", 1, cache=hub, HF_HUB_OFFLINE="1")
-        deadline = time.monotonic() + 200
-        while (not out.exists() or len(read_records(out)) <= len(seen)) and time.monotonic() < deadline:
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.02)
-        process.send_signal(how)
-        said = process.communicate(timeout=60)[1]
-        assert process.returncode == status, said
-        assert ("the same command goes on" in said) == (how == signal.SIGINT)
-        now = read_records(out)
-        assert now[: len(seen)] == seen
-        assert len(seen) < len(now) < 10
-        seen = now
-    more = {"settings": SETTINGS | {"batch_size": 1}, "out": out, "reading": Reading(cache_dir=str(hub), device="cpu")}
-    summary = trace("org/slow", revisions="all", probes=tiny.probe(600, 60), **more)
-    assert summary.before == len(seen)
-    assert [record["step"] for record in read_records(out)] == list(range(10))
-    assert read_records(out)[: len(seen)] == seen
+    process = command(*arguments, "--batch-size", 1, cache=hub, HF_HUB_OFFLINE="1")
+    deadline = time.monotonic() + 200
+    while (not out.exists() or not read_records(out)) and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.kill()
+    process.communicate(timeout=60)
+    seen = read_records(out)
+    assert 1 <= len(seen) < 6
+
+    measure = CheckpointMeasure.geometry
+
+    def stopped(self: CheckpointMeasure, model: torch.nn.Module, checkpoint: Any) -> Any:
+        if checkpoint.step > len(seen):
+            signal.raise_signal(signal.SIGINT)  # as Ctrl-C does
+        return measure(self, model, checkpoint)
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub))
+    with monkeypatch.context() as patched:
+        patched.setattr(CheckpointMeasure, "geometry", stopped)
+        assert main(["trace", *map(str, arguments), "--batch-size", "1", "--device", "cpu"]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    again = read_records(out)
+    assert again[: len(seen)] == seen
+    assert len(again) == len(seen) + 1
+    assert main(["trace", *map(str, arguments), "--batch-size", "1", "--device", "cpu"]) == 0
+    assert f"{6 - len(seen)} measured, {len(again)} before" in capsys.readouterr().out
+    assert [record["step"] for record in read_records(out)] == list(range(7))
+    assert read_records(out)[: len(again)] == again
 
 
 def test_lightning_checkpoints_are_one_curve_without_the_torn_one(tmp_path: Path) -> None:
@@ -372,20 +394,48 @@ def test_the_next_checkpoint_is_fetched_while_one_is_measured(
 # What the hub's client does online, against a hub on this machine.
 
 
-def test_revisions_are_listed_fetched_ahead_and_evicted(tmp_path: Path) -> None:
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, Path], None]]:
+    """Lets this process talk to a hub on this machine."""
+
+    def to(address: str, cache: Path) -> None:
+        for variable in ("NO_PROXY", "no_proxy"):
+            monkeypatch.setenv(variable, "127.0.0.1")
+        close_session()  # made anew, with these settings
+        for name, value in {
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": True,
+            "ENDPOINT": address,
+            "HUGGINGFACE_CO_URL_TEMPLATE": address + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_CACHE": str(cache),
+        }.items():
+            monkeypatch.setattr(constants, name, value)
+
+    yield to
+    close_session()
+
+
+def test_revisions_are_listed_fetched_ahead_and_evicted(
+    tmp_path: Path, online: Callable[[str, Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
     revisions = {f"step{10**k}": hub_cache.model_files(k) | {"pytorch_model.bin": b"old"} for k in range(4)}
     revisions["main"] = revisions["step1000"]
     probe, cache, out = tmp_path / "probe.safetensors", tmp_path / "hub", tmp_path / "g.jsonl"
     tiny.probe().save(probe)
-    arguments = ["org/x", "--probe", probe, "--alpha-window", 2, 8, "--out", out, "--evict"]
+    arguments = ["--probe", probe, "--alpha-window", 2, 8, "--out", out, "--evict", "--device", "cpu"]
     asked: list[str] = []
     hub_cache.add_revision(cache, "org/x", "step10", revisions["step10"])
+
+    def traced(*first: str) -> int:
+        return main(["trace", *first, *map(str, arguments)])
+
     with hub_cache.serve({"org/x": revisions}, asked.append) as address:
-        unknown = command(*arguments, "--revisions", "step11", cache=cache, HF_ENDPOINT=address)
-        absent = command("org/none", *arguments[1:], cache=cache, HF_ENDPOINT=address)
-        assert "revision 'step11' is not one of the 5 of org/x: did you mean step1" in ended(unknown, 2)
-        assert "'org/none' is no folder here and no model on the hub that you may read" in ended(absent, 2)
-        ended(command(*arguments, "--revisions", "all", cache=cache, HF_ENDPOINT=address))
+        online(address, cache)
+        assert traced("org/x", "--revisions", "step11") == 2
+        assert "revision 'step11' is not one of the 5 of org/x: did you mean step1" in capsys.readouterr().err
+        assert traced("org/none") == 2
+        assert "'org/none' is no folder here and no model on the hub that you may read" in capsys.readouterr().err
+        assert traced("org/x", "--revisions", "all") == 0
     assert [record["step"] for record in read_records(out)] == [1, 10, 100, 1000]
     fetched = {path.rpartition("/")[2] for path in asked if "/resolve/" in path}
     assert "model.safetensors" in fetched

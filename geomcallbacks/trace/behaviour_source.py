@@ -81,7 +81,10 @@ def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                row = json.loads(line)
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise ValueError(f"line {number} is no JSON: {error}") from error
                 if not isinstance(row, dict):
                     raise ValueError(f"line {number} is a {type(row).__name__}: give an object a line")
                 yield row

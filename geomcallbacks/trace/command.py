@@ -6,9 +6,11 @@ import argparse
 import os
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from geomcallbacks.trace.probe_source import OFFLINE, PAPER, ProbeSource, labelled
+from geomcallbacks.trace.recorded import recorded_files
 
 if TYPE_CHECKING:
     from geomcallbacks.trace.tracer import Measures, Summary
@@ -108,6 +110,13 @@ def probes_of(given: argparse.Namespace) -> dict[str, ProbeSource] | None:
     }
     changes = {name: value for name, value in changes.items() if value is not None}
     if given.probe is None:
+        run = Path(given.models[0]).expanduser()
+        if changes and not given.preset and len(given.models) == 1 and run.is_dir() and recorded_files(run):
+            options = ", ".join(f"--probe-{name.replace('_', '-')}" for name in changes)
+            raise ValueError(
+                f"{options}: {run} is read with the probe of its run, as it is; leave this out, or name another text"
+                f" with --probe, such as --probe {OFFLINE}"
+            )
         return {"probe": replace(base, **changes)} if changes or given.preset else None
     plain = replace(base, config=None)  # the preset's is that of its own data set
     sources = {label: replace(plain, source=source) for label, source in labelled(given.probe).items()}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from geomcallbacks.record import SCHEMA, read_lines
+from geomcallbacks.trace.checkpoints import Checkpoint
 
 #: What a header says that must agree before a trace goes on; the versions may differ.
 _SAME = ("trace", "settings", "probes", "measures")
@@ -37,10 +38,16 @@ class TraceFile:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with locked(self.path.parent):
             headers, lines = self._read()
-            for header in headers:
-                self._compare(header)
-            if lines and not headers:
+            if not headers and self.path.exists() and self.path.stat().st_size > 0:
                 raise ValueError(f"{self.path} is no record file of a trace: give another --out")
+            try:
+                for header in headers:
+                    self._compare(header)
+            except ValueError:
+                begun = any(line.get("kind") == "record" for line in lines)
+                if begun or not all("trace" in header for header in headers):
+                    raise
+                headers, lines = [], []  # nothing was measured in that way: the first try was mistaken
             if not any(header.get("versions") == self.about.get("versions") for header in headers):
                 known = headers[0]["run_id"] if headers else uuid.uuid4().hex[:12]
                 new = {"kind": "header", "schema": SCHEMA, "run_id": known, "resumed_from": None}
@@ -55,6 +62,31 @@ class TraceFile:
         """The measurements so far, in the order of steps."""
         return [line for line in self._read()[1] if line["kind"] == "record"]
 
+    def done(self, checkpoints: Sequence[Checkpoint], *, placed: bool = False) -> set[int]:
+        """Steps whose measurements stand in the file.
+
+        Args:
+            checkpoints: of the curve.
+            placed: they are of several models and stand at their places, so that a revision may come twice.
+
+        Raises:
+            ValueError: they are of other checkpoints than these.
+        """
+        at = {} if placed else {each.revision: each.step for each in checkpoints}
+        steps = {each.step: each for each in checkpoints}
+        found = set()
+        for record in self.records():
+            revision, step = record["revision"], record["step"]
+            other = steps.get(step)
+            if at.get(revision, step) != step or (other is not None and other.revision != revision):
+                now = f"it stands at {at[revision]}" if revision in at else f"{other} stands there"
+                raise ValueError(
+                    f"{self.path} has {record['model']}@{revision} at step {step}, and now {now}: give the same"
+                    " revisions to go on with it, or another --out"
+                )
+            found.add(step)
+        return found
+
     def add(self, step: int, records: Sequence[Mapping[str, Any]]) -> None:
         """Put in all measurements of one step, in place of any that are there."""
         self._put(step, [{"kind": "record"} | dict(record) for record in records])
@@ -66,6 +98,8 @@ class TraceFile:
     def _put(self, step: int, new: list[dict[str, Any]]) -> None:
         with locked(self.path.parent):
             headers, lines = self._read()
+            for header in headers:  # another trace may have begun it anew
+                self._compare(header)
             kept = [line for line in lines if line["step"] != step]
             self._replace(headers, sorted(kept + new, key=lambda line: int(line["step"])))
 
@@ -86,7 +120,7 @@ class TraceFile:
         if "trace" not in header:
             raise ValueError(f"{self.path} is the record file of a training run: give another --out")
         for part in _SAME:
-            before, now = header.get(part), self.about.get(part)
+            before, now = _measured(header.get(part)), _measured(self.about.get(part))
             if before == now:
                 continue
             if isinstance(before, dict) and isinstance(now, dict):
@@ -97,6 +131,11 @@ class TraceFile:
             raise ValueError(
                 f"{self.path} was begun with other {part}: {said}; give the same to go on with it, or another --out"
             )
+
+
+def _measured(part: Any) -> Any:
+    """What a header says of how the numbers came about, without what only helps to read them."""
+    return {key: value for key, value in part.items() if key != "from_scratch"} if isinstance(part, dict) else part
 
 
 def default_out(models: Sequence[str]) -> Path:
@@ -116,11 +155,16 @@ def behaviour_out(out: Path) -> Path:
 
 
 def path_from(name: str, out: Path) -> str:
-    """A model by its hub name, a folder by the way to it from the record file: both move together."""
+    """A model by its hub name, a folder by the way to it from the record file: both move together.
+
+    A run's `checkpoints` are the same curve as the run.
+    """
     path = Path(name).expanduser()
     if not path.exists():
         return name
-    return Path(os.path.relpath(path.resolve(), out.parent.resolve())).as_posix()
+    path = path.resolve()
+    path = path.parent if path.name == "checkpoints" else path
+    return Path(os.path.relpath(path, out.parent.resolve())).as_posix()
 
 
 @contextmanager

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import warnings
 from pathlib import Path
 from typing import Any
+
+from geomcallbacks.trace.checkpoints import no_model
 
 #: What a causal model and its tokenizer need; weights in other formats, and files in subfolders, are left on the hub.
 _FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
@@ -27,6 +31,7 @@ class Hub:
         self.code = code
         self._before: dict[str, set[str]] = {}  # commits in the cache before this object fetched any
         self._fetched: dict[tuple[str, str], str] = {}  # (model, revision) -> commit
+        self._cached_only: set[str] = set()  # models whose list is the cache's
 
     def revisions(self, model: str) -> list[str]:
         """Branches and tags of a model; those in the cache where the hub cannot be reached.
@@ -35,7 +40,7 @@ class Hub:
             ValueError: there is no such model, or it is neither cached nor within reach.
         """
         from huggingface_hub import HfApi
-        from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+        from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
         try:
             refs = HfApi().list_repo_refs(model)
@@ -45,12 +50,29 @@ class Hub:
             ) from error
         except RepositoryNotFoundError as error:
             raise ValueError(f"{model!r} is no folder here and no model on the hub that you may read") from error
+        except HFValidationError as error:
+            raise ValueError(no_model(model)) from error
         except Exception as error:  # no network, by many names; the hub down
-            cached = self.cached(model)
-            if not cached:
-                raise ValueError(not_cached(model, None, error)) from error
-            return list(cached)
+            return self._listed_offline(model, error)
         return [ref.name for ref in (*refs.branches, *refs.tags)]
+
+    def knows_all(self, model: str) -> bool:
+        """Whether `revisions` has listed the hub's, and not those in the cache alone."""
+        return model not in self._cached_only
+
+    def _listed_offline(self, model: str, error: Exception) -> list[str]:
+        from huggingface_hub import constants
+
+        names = list(self.cached(model)) or sorted(self._commits(model))  # what was fetched by its commit has no name
+        if not names:
+            raise ValueError(not_cached(model, None, error)) from error
+        self._cached_only.add(model)
+        text = f"only the {len(names)} revisions of {model} in the cache are known"
+        if constants.HF_HUB_OFFLINE:  # as the user wants it
+            logging.getLogger(__name__).info(text)
+        else:
+            warnings.warn(f"the hub cannot be reached ({_reason(error)}): {text}", stacklevel=3)
+        return names
 
     def cached(self, model: str) -> dict[str, str]:
         """Commit of each branch and tag whose snapshot is in the cache, in part at least."""
@@ -85,9 +107,10 @@ class Hub:
             )
         except LocalEntryNotFoundError as error:
             raise ValueError(not_cached(model, revision, error)) from error
-        commit = Path(folder).name
-        if commit not in self._before[model]:
-            self._fetched[model, revision] = commit
+        finally:  # a fetch that broke off leaves files, too; other processes fetch other commits meanwhile
+            commit = self.cached(model).get(revision, revision)
+            if commit in self._commits(model) - self._before[model]:
+                self._fetched[model, revision] = commit
         return Path(folder)
 
     def _weights(self, model: str, revision: str) -> list[str]:

@@ -5,6 +5,7 @@ Transformers fills weights that a file lacks with random numbers and a warning: 
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def load_model(
         "dtype": _DTYPES.get(dtype, dtype),
         "trust_remote_code": trust_remote_code,
         "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # they are refused below, by name
     }
     try:
         if source.is_file():
@@ -58,6 +60,8 @@ def load_model(
             model, said = AutoModelForCausalLM.from_pretrained(source, **options)
     except ValueError as error:
         raise explained(error, source) from error
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{source}: {refusal(error)}") from error
     _check_complete(model, said, source, head)
     return model.to(device).eval()  # type: ignore[no-any-return]
 
@@ -89,8 +93,7 @@ def _lightning_state(source: Path, config: Any) -> dict[str, Any]:
     try:
         state = torch.load(source, map_location="cpu", mmap=True, weights_only=True)["state_dict"]
     except Exception as error:
-        reason = str(error).strip().splitlines()[:1]
-        raise ValueError(f"{source} is not a Lightning checkpoint of tensors ({''.join(reason)[:160]})") from error
+        raise ValueError(f"{source} is not a Lightning checkpoint of tensors ({refusal(error)})") from error
     state = {name.replace("_orig_mod.", ""): value for name, value in state.items()}  # torch.compile's wrapper
     with torch.device("meta"):
         wanted = list(AutoModelForCausalLM.from_config(config).state_dict())
@@ -106,13 +109,25 @@ def _check_complete(model: Any, said: Any, source: Path, head: bool) -> None:
     missing = sorted(
         key for key in said["missing_keys"] if head or not any(key.startswith(f"{name}.") for name in names)
     )
+    other = sorted(f"{key}: {tuple(there)}, not {tuple(here)}" for key, there, here in said["mismatched_keys"])
+    if other:
+        raise ValueError(
+            f"{source} has {len(other)} weights of other shapes than its configuration says ({'; '.join(other[:3])}…):"
+            " the config.json is that of another model"
+        )
     if missing:
         raise ValueError(
             f"{source} lacks {len(missing)} of the model's weights ({', '.join(missing[:3])}…): the checkpoint is"
             " incomplete, or of another shape than its configuration"
         )
-    if said["mismatched_keys"]:
-        raise ValueError(f"{source} has weights of other shapes than its configuration: {said['mismatched_keys']}")
+
+
+def refusal(error: Exception) -> str:
+    """Why a file of weights was not read, in a line."""
+    first = "".join(str(error).strip().splitlines()[:1])[:160]
+    if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
+        return f"the file holds code besides tensors, and was refused: {first}"
+    return f"{type(error).__name__}: {first}"
 
 
 def explained(error: Exception, source: Any) -> ValueError:

@@ -64,7 +64,7 @@ class CheckpointMeasure:
         reading: how checkpoints are turned into models.
 
     Raises:
-        ValueError, TypeError: a setting is wrong by itself.
+        ValueError, TypeError: a setting is wrong by itself, or there is no such device.
     """
 
     def __init__(self, given: Mapping[str, Any], recorded: Recorded | None, reading: Reading) -> None:
@@ -76,6 +76,11 @@ class CheckpointMeasure:
         self.precision = recorded.precision if recorded is not None and follows else None
         dtype = reading.dtype or ("fp32" if self.precision in (None, "fp32") else "auto")
         self.reading = replace(reading, dtype=dtype, device=reading.device or _own_device())
+        try:
+            torch.empty(0, device=self.reading.device)
+        except (RuntimeError, AssertionError) as error:  # the latter from a PyTorch without CUDA
+            reason = "".join(str(error).strip().splitlines()[:1])
+            raise ValueError(f"--device {self.reading.device} cannot be used here: {reason}") from error
         self.probes: Mapping[str, ProbeSet] = {}
         self.measures: Mapping[str, Measure] = {}
         self.vocabulary: Vocabulary | None = None
@@ -113,7 +118,11 @@ class CheckpointMeasure:
                 torch.cuda.empty_cache()
 
     def geometry(self, model: nn.Module, checkpoint: Checkpoint) -> list[GeometryRecord]:
-        """A record for each (probe, layer)."""
+        """A record for each (probe, layer).
+
+        Raises:
+            ValueError: none of them has a value.
+        """
         settings = self.settings
         if self.recorded is not None and not self._batch_given:
             size = self.recorded.batch_sizes.get(checkpoint.step, settings.batch_size)
@@ -125,6 +134,8 @@ class CheckpointMeasure:
             settings = replace(settings, batch_size=records[-1].batch_size)
         if settings.batch_size < asked:  # memory ran out, and the next checkpoint is as large
             self.limit_batch([settings.batch_size])
+        if all(record.metrics["rankme"] is None for record in records):
+            raise ValueError(f"nothing can be measured of it: {records[0].reasons['rankme']}")
         return records
 
     def behaviour(self, model: nn.Module, checkpoint: Checkpoint) -> dict[str, Any]:

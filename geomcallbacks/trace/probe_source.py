@@ -97,11 +97,14 @@ class ProbeSource:
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
                     continue
-                row = json.loads(line)
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise ValueError(f"line {number} is no JSON: {error}") from error
                 if not isinstance(row, dict) or self.column not in row:
                     has = sorted(row) if isinstance(row, dict) else type(row).__name__
                     raise ValueError(f"line {number} has no column {self.column!r} (--probe-column): it has {has}")
-                yield row[self.column] or ""
+                yield self._text(row[self.column], f"line {number}")
 
     def _parquet(self, path: Path) -> Iterator[str]:
         try:
@@ -111,8 +114,11 @@ class ProbeSource:
         file = pyarrow.parquet.ParquetFile(path)
         if self.column not in file.schema_arrow.names:
             raise ValueError(f"there is no column {self.column!r} (--probe-column): it has {file.schema_arrow.names}")
+        number = 0
         for batch in file.iter_batches(batch_size=256, columns=[self.column]):
-            yield from (text or "" for text in batch.column(0).to_pylist())
+            for text in batch.column(0).to_pylist():
+                number += 1
+                yield self._text(text, f"row {number}")
 
     def _streamed(self) -> Iterator[str]:
         try:
@@ -126,10 +132,16 @@ class ProbeSource:
                 f"no file here, and as a hub data set it cannot be read ({type(error).__name__}:"
                 f" {str(error).splitlines()[0][:160]}): without a network, give a file"
             ) from error
-        for row in rows:
+        for number, row in enumerate(rows, start=1):
             if self.column not in row:
                 raise ValueError(f"there is no column {self.column!r} (--probe-column): it has {sorted(row)}")
-            yield row[self.column] or ""
+            yield self._text(row[self.column], f"row {number}")
+
+    def _text(self, value: Any, where: str) -> str:
+        if value is not None and not isinstance(value, str):
+            kind = type(value).__name__
+            raise ValueError(f"{where}: column {self.column!r} (--probe-column) holds a {kind}, not a text")
+        return value or ""
 
 
 #: Li et al. 2025, table 3: 15,000 texts of FineWeb's sample-10BT, at most 512 tokens.

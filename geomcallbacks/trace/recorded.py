@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from geomcallbacks.probe import ProbeSet
 from geomcallbacks.record import probes_folder, read_lines, read_records
-from geomcallbacks.trace.checkpoints import parse_name
+from geomcallbacks.trace.names import parse_name
 
+_RECORDS = re.compile(r"geometry(?:-(\d+))?\.jsonl")
 #: Settings of a header that say what a number means; `Settings` takes them by the same names. Not `module`, which is a
 #: way through the training loop's own wrapper.
 _SETTINGS = ("layers", "positions", "alpha_window", "batch_size", "intervals")
@@ -25,6 +28,7 @@ class Recorded:
         fingerprints: of its probes, by label.
         probes: those of them that are kept beside the records, or in the folder under any name.
         tokens: training tokens by step, where recorded.
+        from_scratch: whether it began from random weights, where it was told.
         batch_sizes: rows that went through the model together, by step, where memory had run out.
     """
 
@@ -34,24 +38,28 @@ class Recorded:
     probes: dict[str, ProbeSet]
     tokens: dict[int, int] = field(default_factory=dict)
     batch_sizes: dict[int, int] = field(default_factory=dict)
+    from_scratch: bool | None = None
 
 
 def read_recorded(folder: Path) -> Recorded | None:
-    """What `geometry.jsonl` in a run's folder says; None without one.
+    """What the record file in a run's folder says; None without one, or with one that holds nothing yet.
 
     Args:
         folder: the run's, that of its checkpoints, or that of one of them.
     """
-    folder = folder.resolve()
-    places = [folder]
-    if folder.name == "checkpoints" or parse_name(folder.name) is not None:
-        places.append(folder.parent.parent if folder.parent.name == "checkpoints" else folder.parent)
-    file = next((place / "geometry.jsonl" for place in places if (place / "geometry.jsonl").is_file()), None)
-    if file is None:
+    files = recorded_files(folder)
+    if not files:
         return None
-    headers = [line for line in read_lines(file) if line.get("kind") == "header" and "settings" in line]
-    records = read_records(file)
-    if not headers or not records:
+    for file in files:  # the last start may have ended before it measured
+        headers = [line for line in read_lines(file) if isinstance(line.get("settings"), dict)]
+        records = read_records(file)
+        if headers and records:
+            break
+    else:
+        warnings.warn(
+            f"{files[0]} holds no measurement: probe and settings are the defaults where they are not given",
+            stacklevel=3,
+        )
         return None
     said = headers[-1]["settings"]
     settings = {key: said[key] for key in _SETTINGS if key in said}
@@ -65,7 +73,25 @@ def read_recorded(folder: Path) -> Recorded | None:
         _saved_probes([probes_folder(file), file.parent], fingerprints),
         {r["step"]: r["tokens"] for r in records if r.get("tokens") is not None},
         {r["step"]: r["batch_size"] for r in records},
+        said.get("from_scratch"),
     )
+
+
+def recorded_files(folder: Path) -> list[Path]:
+    """A run's record files, that of its latest start first: …, `geometry-2.jsonl`, `geometry.jsonl`.
+
+    Args:
+        folder: as for `read_recorded`.
+    """
+    folder = folder.resolve()
+    places = [folder]
+    if folder.name == "checkpoints" or parse_name(folder.name) is not None:
+        places.append(folder.parent.parent if folder.parent.name == "checkpoints" else folder.parent)
+    for place in places:
+        numbers = {file: match for file in place.glob("geometry*.jsonl") if (match := _RECORDS.fullmatch(file.name))}
+        if numbers:
+            return sorted(numbers, key=lambda file: int(numbers[file][1] or 1), reverse=True)
+    return []
 
 
 def _saved_probes(folders: list[Path], fingerprints: dict[str, str]) -> dict[str, ProbeSet]:

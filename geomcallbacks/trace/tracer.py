@@ -6,7 +6,6 @@ and the checkpoints of a run's folder are read with the probe, the settings and 
 
 from __future__ import annotations
 
-import platform
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -15,12 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from geomcallbacks.behaviour.monitor import BehaviourMonitor, Measure
+from geomcallbacks.behaviour.monitor import Measure
 from geomcallbacks.measure import Settings
 from geomcallbacks.probe import ProbeSet
 from geomcallbacks.record import GeometryRecord, write_spectra
+from geomcallbacks.trace.about import about_behaviour, about_geometry
 from geomcallbacks.trace.checkpoints import Checkpoint, find_checkpoints
 from geomcallbacks.trace.file import TraceFile, behaviour_out, default_out, locked, path_from
 from geomcallbacks.trace.hub import Hub
@@ -78,7 +76,7 @@ def trace(
     Args:
         models: a hub name (`name` or `name@revision`), a folder of checkpoints, or several in order as one curve.
         revisions: "all", "log", names with commas between them, a file of names, or a list; see
-            `geomcallbacks.trace.checkpoints`. None: `main` of a hub name, everything in a folder.
+            `geomcallbacks.trace.names`. None: `main` of a hub name, everything in a folder.
         probes: one or several by label, ready or still text. None: what the run in that folder was measured on, else
             offline text. One probe serves all checkpoints.
         settings: arguments of GeometryMonitor of the same names, in place of those that the run's records state.
@@ -94,11 +92,12 @@ def trace(
         What was done. A checkpoint that cannot be read or measured is reported on stderr and passed over.
 
     Raises:
-        ValueError: no such model or revision, no tokenizer, a probe or settings that do not fit the first model, a
+        ValueError: no such model or revision, no tokenizer, a probe or settings that do not fit the one model, a
             record file of another curve, probe or settings.
     """
     reading = reading or Reading()
-    names = [str(models)] if isinstance(models, (str, Path)) else [str(model) for model in models]
+    given = [models] if isinstance(models, (str, Path)) else models
+    names = [str(path) if (path := Path(model).expanduser()).exists() else str(model) for model in given]
     hub = Hub(reading.cache_dir, code=reading.trust_remote_code)
     checkpoints = find_checkpoints(names, hub, revisions, tokens_per_update)
     recorded = read_recorded(Path(names[0])) if len(names) == 1 and Path(names[0]).is_dir() else None
@@ -106,7 +105,7 @@ def trace(
         checkpoints = [replace(each, tokens=recorded.tokens.get(each.step, each.tokens)) for each in checkpoints]
     trace_of = _Trace(checkpoints, hub, CheckpointMeasure(settings or {}, recorded, reading), share)
     trace_of.prepare(probes, measures)
-    path = Path(out) if out is not None else default_out(names)
+    path = Path(out).expanduser() if out is not None else default_out(names)
     return trace_of.run(path, [path_from(name, path) for name in names], progress)
 
 
@@ -118,6 +117,7 @@ class _Trace:
     ) -> None:
         self.checkpoints, self.hub, self.measure, self.share = checkpoints, hub, measure, share
         self.mine = checkpoints[share[0] :: share[1]]
+        self.placed = False
 
     def prepare(self, probes: Probes | None, measures: Measures | None) -> None:
         """Probes and measures, with the tokenizer where they need one."""
@@ -142,11 +142,12 @@ class _Trace:
     def run(self, out: Path, models: list[str], progress: bool) -> Summary:
         """Measure what is missing of this process's share."""
         curve = {"models": models, "dtype": self.measure.reading.dtype}
-        geometry = TraceFile(out, self._about(curve))
-        behaviour = TraceFile(behaviour_out(out), self._about_measures(curve)) if self.measure.measures else None
-        done = [_done(file, self.checkpoints) for file in (geometry, behaviour) if file is not None]
+        geometry = TraceFile(out, about_geometry(self.measure, curve))
+        more = TraceFile(behaviour_out(out), about_behaviour(self.measure, curve)) if self.measure.measures else None
+        self.placed = len(models) > 1
+        done = [self._done(file) for file in (geometry, more) if file is not None]
         todo = [each for each in self.mine if not all(each.step in steps for steps in done)]
-        summary = Summary(out, behaviour.path if behaviour else None, before=len(self.mine) - len(todo))
+        summary = Summary(out, more.path if more else None, before=len(self.mine) - len(todo))
         self.measure.limit_batch([record["batch_size"] for record in geometry.records()])
         geometry.spectra_folder.mkdir(exist_ok=True)
         with ExitStack() as stack:
@@ -156,13 +157,13 @@ class _Trace:
             for checkpoint, fetched in self._fetched(todo):
                 bar.show(checkpoint.revision)
                 try:
-                    self._one(checkpoint, fetched, geometry, behaviour)
+                    self._one(checkpoint, fetched, geometry, more)
                     summary.measured.append(str(checkpoint))
-                except UnfitError:
-                    raise
                 except Exception as error:
+                    if isinstance(error, UnfitError) and not self.placed and not all(done):
+                        raise  # nor will it fit the others; of several models each may be another
                     reason = summary.failed[str(checkpoint)] = f"{type(error).__name__}: {error}"
-                    if checkpoint.step not in _done(geometry, self.checkpoints):
+                    if checkpoint.step not in self._done(geometry):
                         geometry.skip(checkpoint.step, reason, _of(checkpoint))
                     bar.write(f"geomcallbacks trace: {checkpoint} was not measured ({reason})")
                 bar.advance()
@@ -171,6 +172,9 @@ class _Trace:
             with locked(geometry.spectra_folder):
                 pass
         return summary
+
+    def _done(self, file: TraceFile) -> set[int]:
+        return file.done(self.checkpoints, placed=self.placed)
 
     def _fetched(self, todo: list[Checkpoint]) -> Iterator[tuple[Checkpoint, Ahead[Path]]]:
         """Each checkpoint with its files, the next being fetched meanwhile; evicted when it has been used."""
@@ -197,11 +201,11 @@ class _Trace:
 
     def _one(self, checkpoint: Checkpoint, fetched: Ahead[Path], geometry: TraceFile, more: TraceFile | None) -> None:
         with self.measure.loaded(checkpoint, fetched.result()) as model:
-            if checkpoint.step not in _done(geometry, self.checkpoints):
+            if checkpoint.step not in self._done(geometry):
                 records = self.measure.geometry(model, checkpoint)
                 _keep_spectra(geometry, checkpoint, records)
                 geometry.add(checkpoint.step, [record.to_dict() | _of(checkpoint) for record in records])
-            if more is not None and checkpoint.step not in _done(more, self.checkpoints):
+            if more is not None and checkpoint.step not in self._done(more):
                 values = self.measure.behaviour(model, checkpoint)
                 more.add(checkpoint.step, [{"step": checkpoint.step} | values | _of(checkpoint)])
 
@@ -214,18 +218,6 @@ class _Trace:
         fetch = lambda each: each.source or self.hub.fetch(each.model, each.revision, weights=False)
         sources = [partial(fetch, each) for each in chosen]
         return find_vocabulary(sources, reading.config, reading.trust_remote_code)
-
-    def _about(self, curve: dict[str, Any]) -> dict[str, Any]:
-        settings = {key: value for key, value in vars(self.measure.settings).items() if key != "forward"}
-        probes = {
-            label: {"fingerprint": probe.fingerprint, "rows": len(probe)}
-            for label, probe in self.measure.probes.items()
-        }
-        settings["recorded_precision"] = self.measure.precision
-        return {"trace": curve, "settings": settings, "probes": probes, "versions": _versions()}
-
-    def _about_measures(self, curve: dict[str, Any]) -> dict[str, Any]:
-        return {"trace": curve, **BehaviourMonitor(self.measure.measures)._about(), "versions": _versions()}
 
 
 def _recorded_probes(recorded: Recorded) -> dict[str, ProbeSet]:
@@ -251,31 +243,3 @@ def _keep_spectra(file: TraceFile, checkpoint: Checkpoint, records: list[Geometr
 
 def _of(checkpoint: Checkpoint) -> dict[str, Any]:
     return {"model": checkpoint.model, "revision": checkpoint.revision}
-
-
-def _done(file: TraceFile, checkpoints: Sequence[Checkpoint]) -> set[int]:
-    """Steps that stand in the file. Raises ``ValueError`` where they are of other checkpoints than these."""
-    at = {(each.model, each.revision): each.step for each in checkpoints}
-    steps = {each.step: each for each in checkpoints}
-    found = set()
-    for record in file.records():
-        key, step = (record["model"], record["revision"]), record["step"]
-        other = steps.get(step)
-        if at.get(key, step) != step or (other is not None and (other.model, other.revision) != key):
-            raise ValueError(
-                f"{file.path} has {key[0]}@{key[1]} at step {step}, and now"
-                f" {f'it stands at {at[key]}' if key in at else f'{other} stands there'}: give the same revisions to"
-                " go on with it, or another --out"
-            )
-        found.add(step)
-    return found
-
-
-def _versions() -> dict[str, str]:
-    import transformers
-
-    return {
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "transformers": str(transformers.__version__),
-    }
