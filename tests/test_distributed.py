@@ -148,7 +148,8 @@ def test_first_process_decides_within_the_budget(two: list[dict[str, Any]]) -> N
 
 
 def test_first_process_writes(two: list[dict[str, Any]]) -> None:
-    files = ["g-spectra/step-000000000.safetensors", "g.jsonl"]
+    (probe,) = [name for name in two[0]["files"] if name.startswith("g-probes/")]
+    files = [probe, "g-spectra/step-000000000.safetensors", "g.jsonl"]
     assert two[0]["files"] == two[1]["files"] == files
 
 

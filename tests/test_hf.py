@@ -149,6 +149,7 @@ def test_the_comparison_above_can_fail(tmp_path):
 
 def test_steps_agree_in_wandb_file_record_file_and_log_history(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    wandb.teardown()  # it reads WANDB_DIR once in a process, and other tests have their own
     made = trainer(
         tmp_path, [callback(schedule=Schedule(every=3, per_decade=0, at=(1,)))], report_to="wandb", logging_steps=1
     )

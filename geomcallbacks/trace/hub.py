@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,14 +98,17 @@ class Hub:
             OSError: fetching failed.
         """
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import LocalEntryNotFoundError
+        from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
         self._before.setdefault(model, self._commits(model))
         allowed = _FILES + (self._weights(model, revision) if weights else []) + ([_CODE] if self.code else [])
+        download = partial(snapshot_download, model, revision=revision, cache_dir=self.cache_dir)
+        download = partial(download, allow_patterns=allowed, ignore_patterns=["*/*"])
         try:
-            folder = snapshot_download(
-                model, revision=revision, cache_dir=self.cache_dir, allow_patterns=allowed, ignore_patterns=["*/*"]
-            )
+            try:
+                folder = download()
+            except OfflineModeIsEnabled:  # the client 1.33 asks the hub before it looks for a commit
+                folder = download(local_files_only=True)
         except LocalEntryNotFoundError as error:
             raise ValueError(not_cached(model, revision, error)) from error
         finally:  # a fetch that broke off leaves files, too; other processes fetch other commits meanwhile
