@@ -17,7 +17,7 @@ from arguments import RecipeParser, setting
 from arithmetic import read_answer
 from data import Row, to_pairs, to_preferences, write_rows
 from datasets import Dataset
-from posttrain import Stage, write_whole
+from posttrain import Stage, end_processes, write_whole
 from stage_settings import StageSettings
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import DPOConfig, DPOTrainer
@@ -117,3 +117,4 @@ def _as_good(reply: str, chosen: str) -> bool:
 
 if __name__ == "__main__":
     main(*make_parser().parse())
+    end_processes()

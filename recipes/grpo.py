@@ -18,7 +18,7 @@ from accelerate import PartialState
 from arguments import RecipeParser, setting
 from data import Row, problem_rows, read_rows, to_pairs, to_problems
 from datasets import Dataset
-from posttrain import Stage, write_whole
+from posttrain import Stage, end_processes, write_whole
 from rewards import VERIFIERS, Verifier
 from stage_settings import StageSettings
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -178,3 +178,4 @@ def cross(
 
 if __name__ == "__main__":
     main(*make_parser().parse())
+    end_processes()

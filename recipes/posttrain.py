@@ -287,6 +287,12 @@ class Stage:
         print(f"\nfinished in {minutes:.1f} minutes: {self.folder}/ holds geometry.jsonl, behaviour.jsonl and model/")
 
 
+def end_processes() -> None:
+    """Ends the process group once all have come here: a thread of gloo's that still waits at exit aborts its process."""
+    PartialState().wait_for_everyone()
+    PartialState().destroy_process_group()
+
+
 def write_whole(file: Path, text: str) -> None:
     """Writes a file so that a kill leaves the whole of it or nothing."""
     scratch = file.with_suffix(".part")

@@ -15,7 +15,7 @@ from __future__ import annotations
 from arguments import RecipeParser
 from data import to_pairs, write_rows
 from datasets import Dataset
-from posttrain import Stage
+from posttrain import Stage, end_processes
 from stage_settings import StageSettings
 from trl import SFTConfig, SFTTrainer
 
@@ -49,3 +49,4 @@ def main(settings: StageSettings, args: SFTConfig) -> None:
 
 if __name__ == "__main__":
     main(*make_parser().parse())
+    end_processes()

@@ -13,6 +13,7 @@ from typing import Any
 import grpo
 import micro
 from accelerate import PartialState
+from posttrain import end_processes
 
 HALF = {"dpo": {"per_device_train_batch_size": 2}, "grpo": {"per_device_train_batch_size": 4}}
 
@@ -34,3 +35,4 @@ def main(base: Path, folder: Path) -> None:
 
 if __name__ == "__main__":
     main(*map(Path, sys.argv[1:]))
+    end_processes()
