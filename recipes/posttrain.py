@@ -288,7 +288,7 @@ class Stage:
 
 
 def end_processes() -> None:
-    """Ends the process group once all have come here: a thread of gloo's that still waits at exit aborts its process."""
+    """Ends the process group once all have come here: at exit, a thread of it that still waits aborts the process."""
     PartialState().wait_for_everyone()
     PartialState().destroy_process_group()
 
