@@ -6,6 +6,7 @@ All processes of a run take part and end with the same numbers or the same failu
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -106,6 +107,14 @@ class _Gathered:
     store: Moments | Rows
     bad: Tensor  # rows with a non-finite value, 0-d on the device
     module: str
+
+
+def about(settings: Settings, probes: Mapping[str, ProbeSet]) -> dict[str, Any]:
+    """What the header of a record file says of how probes are read, and of which."""
+    return {
+        "settings": {key: value for key, value in vars(settings).items() if key != "forward"},
+        "probes": {label: {"fingerprint": p.fingerprint, "rows": len(p)} for label, p in probes.items()},
+    }
 
 
 def check_fit(model: nn.Module, probes: dict[str, ProbeSet], settings: Settings) -> list[str]:

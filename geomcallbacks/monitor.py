@@ -16,7 +16,7 @@ from torch import nn
 from geomcallbacks.distributed import from_first, rank
 from geomcallbacks.hidden import ForwardFn, Positions
 from geomcallbacks.locate import Layers, layer_list
-from geomcallbacks.measure import Settings, check_fit, device_of, measure_probe
+from geomcallbacks.measure import Settings, about, check_fit, device_of, measure_probe
 from geomcallbacks.metrics import DEFAULT_WINDOW
 from geomcallbacks.phases import PHASE_NAMES, PhaseTracker
 from geomcallbacks.probe import ProbeSet
@@ -256,10 +256,9 @@ class GeometryMonitor(RunMonitor):
                 self._writer.write(record)
 
     def _about(self) -> dict[str, Any]:
-        settings = {key: value for key, value in vars(self.settings).items() if key != "forward"}
-        settings["from_scratch"] = self.from_scratch
-        probes = {label: {"fingerprint": p.fingerprint, "rows": len(p)} for label, p in self.probes.items()}
-        return {"settings": settings, "probes": probes}
+        said = about(self.settings, self.probes)
+        said["settings"]["from_scratch"] = self.from_scratch
+        return said
 
 
 def _labelled(probe: ProbeSet | Mapping[str, ProbeSet]) -> dict[str, ProbeSet]:

@@ -143,6 +143,13 @@ class RecordWriter:
         self._file.flush()
 
 
+def record_files(folder: Path, stem: str = "geometry") -> list[Path]:
+    """The record files in a run's folder, in the order of their runs: `geometry.jsonl`, `geometry-2.jsonl`, …"""
+    path = folder / f"{stem}.jsonl"
+    numbers = sorted(set(_numbers(path))) if folder.is_dir() else []
+    return [file for number in numbers if (file := _numbered(path, number)).is_file()]
+
+
 def probes_folder(path: Path) -> Path:
     """Where the probes of a record file are kept, each called by its fingerprint."""
     return path.with_name(f"{path.stem}-probes")

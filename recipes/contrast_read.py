@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from contrast_plan import CHAIN, Step, base_step, chain_steps, from_base_steps, overtraining_steps, seed_folder
 
 from geomcallbacks import read_records
+from geomcallbacks.record import record_files
 
 METRICS = ("rankme", "alpha_req", "top1_share", "top10_share")
 #: Numbers of the general probe are compared only where all of these agree.
@@ -161,14 +161,11 @@ def read_stage(folder: Path) -> StageNumbers:
 
 def newest(folder: Path, stem: str) -> Path:
     """Returns the record file of the latest start at update 0: an interrupted one before it leaves its own behind."""
-    files = {1: folder / f"{stem}.jsonl"}
-    for path in folder.glob(f"{stem}-*.jsonl"):
-        if number := re.fullmatch(re.escape(stem) + r"-(\d+)\.jsonl", path.name):
-            files[int(number[1])] = path
-    file = files[max(files)]
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist, though {folder} is finished; run the stage again")
-    return file
+    files = record_files(folder, stem)
+    if not files:
+        missing = folder / f"{stem}.jsonl"
+        raise FileNotFoundError(f"{missing} does not exist, though {folder} is finished; run the stage again")
+    return files[-1]
 
 
 def refuse_different_probes(stages: Sequence[StageNumbers]) -> None:

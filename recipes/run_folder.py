@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import shutil
@@ -15,6 +14,7 @@ from corpus import Corpus
 from transformers import PreTrainedTokenizerBase
 
 from geomcallbacks import ProbeSet
+from geomcallbacks.report.loss import find_loss
 
 #: Settings that may differ between a run and its continuation: where it runs, not what it computes.
 FREE_ON_RESUME = frozenset(
@@ -105,12 +105,4 @@ class RunFolder:
         Lightning writes the loss of update s at s - 1; here it stands at s. Rows that a later start has
         trained again are left out.
         """
-        files = sorted(self.path.glob("loss/from_*/metrics.csv"))
-        starts = [int(file.parent.name.removeprefix("from_")) for file in files]
-        points = []
-        for file, end in zip(files, [*starts[1:], None], strict=True):
-            with file.open(newline="") as lines:
-                rows = [row for row in csv.DictReader(lines) if row["loss"]]
-            found = [(int(row["step"]) + 1, float(row["loss"])) for row in rows]
-            points += [point for point in found if end is None or point[0] <= end]
-        return points
+        return find_loss(self.geometry)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from geomcallbacks.phases import Phase, find_phases
-from geomcallbacks.record import read_lines, read_records, read_spectra
-from geomcallbacks.report.loss import Loss, file_number, find_loss, read_loss
+from geomcallbacks.record import read_lines, read_records, read_spectra, record_files
+from geomcallbacks.report.loss import Loss, find_loss, read_loss
 
 Record = Mapping[str, Any]
 
@@ -161,10 +161,10 @@ def record_file(path: Path) -> Path:
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist: give the geometry.jsonl of a run, or its folder")
         return path
-    files = [file for file in path.glob("geometry*.jsonl") if file_number(file) is not None]
+    files = record_files(path)
     if not files:
         raise FileNotFoundError(f"{path} holds no geometry.jsonl: give the record file of a run")
-    return max(files, key=lambda file: file_number(file) or 0)
+    return files[-1]
 
 
 def turning_points(rankme: Sequence[float]) -> tuple[int, int]:

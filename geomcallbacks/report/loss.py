@@ -9,6 +9,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from geomcallbacks.record import record_files
+
 Loss = list[tuple[int, float]]
 
 
@@ -18,7 +20,8 @@ def find_loss(file: Path) -> Loss:
     Looked for: `loss/from_*/metrics.csv`, one for each start of a run (recipes); `metrics.csv`, and in
     `lightning_logs/version_0` (Lightning's CSVLogger); `trainer_state.json`, there or in the latest `checkpoint-N`.
     """
-    if any((file_number(other) or 0) > (file_number(file) or 0) for other in file.parent.glob("geometry-*.jsonl")):
+    latest = [other.name for other in record_files(file.parent)[-1:]]
+    if latest not in ([], ["geometry.jsonl"], [file.name]):
         return []  # a later run in this folder: the loss that stands here is its
     starts = sorted(file.parent.glob("loss/from_*/metrics.csv"), key=lambda found: _tail(found.parent))
     points: Loss = []
@@ -61,12 +64,6 @@ def read_loss(path: Path) -> Loss:
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} gives no training loss ({error!r}): columns `step` and `loss` are read") from error
     return sorted(point for point in points if math.isfinite(point[1]))
-
-
-def file_number(file: Path) -> int | None:
-    """Number of a record file in its folder: 1 of `geometry.jsonl`, k of `geometry-k.jsonl`, None of any other."""
-    match = re.fullmatch(r"geometry(?:-(\d+))?\.jsonl", file.name)
-    return int(match[1] or 1) if match else None
 
 
 def _tail(path: Path) -> int:

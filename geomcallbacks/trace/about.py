@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from geomcallbacks.behaviour.monitor import BehaviourMonitor
+from geomcallbacks.measure import about
 from geomcallbacks.trace.measuring import CheckpointMeasure
 
 
@@ -18,14 +19,13 @@ def about_geometry(measure: CheckpointMeasure, curve: dict[str, Any]) -> dict[st
         measure: what is measured, and how.
         curve: `models` and `dtype`.
     """
-    settings = {key: value for key, value in vars(measure.settings).items() if key != "forward"}
-    probes = {label: {"fingerprint": probe.fingerprint, "rows": len(probe)} for label, probe in measure.probes.items()}
-    settings["recorded_precision"] = measure.precision
+    said = about(measure.settings, measure.probes)
+    said["settings"]["recorded_precision"] = measure.precision
     # Models in order are trained from one another: only the first can have been random.
     told = False if len(curve["models"]) > 1 else measure.recorded and measure.recorded.from_scratch
     if told is not None:
-        settings["from_scratch"] = told
-    return {"trace": curve, "settings": settings, "probes": probes, "versions": _versions()}
+        said["settings"]["from_scratch"] = told
+    return {"trace": curve, **said, "versions": _versions()}
 
 
 def about_behaviour(measure: CheckpointMeasure, curve: dict[str, Any]) -> dict[str, Any]:

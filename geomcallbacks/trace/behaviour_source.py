@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from geomcallbacks.behaviour.monitor import Measure
 from geomcallbacks.behaviour.option_scores import ChoiceAccuracy
 from geomcallbacks.measure import Settings
 from geomcallbacks.probe import ProbeSet
+from geomcallbacks.trace.rows import hub_rows, jsonl_rows
 
 
 @dataclass(frozen=True)
@@ -70,37 +70,15 @@ class BehaviourSource:
     def _rows_of(self, source: str, tokenizer: Any) -> Choices:
         if source.endswith(".json"):
             return Choices.load(source)
-        rows = _jsonl(Path(source)) if source.endswith(".jsonl") else _hub_rows(source, self.split)
         try:
+            rows = _objects(Path(source)) if source.endswith(".jsonl") else hub_rows(source, split=self.split)
             return Choices.from_sciq(rows, tokenizer)
         except ValueError as error:
             raise ValueError(f"--choices {source}: {error}") from error
 
 
-def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    raise ValueError(f"line {number} is no JSON: {error}") from error
-                if not isinstance(row, dict):
-                    raise ValueError(f"line {number} is a {type(row).__name__}: give an object a line")
-                yield row
-
-
-def _hub_rows(name: str, split: str) -> Any:
-    try:
-        import datasets
-    except ImportError as error:
-        raise ValueError(
-            f"--choices {name}: a hub data set needs the data sets' library: pip install datasets"
-        ) from error
-    try:
-        return datasets.load_dataset(name, split=split)
-    except Exception as error:
-        raise ValueError(
-            f"--choices {name}: no file of this name, and as a hub data set it cannot be read"
-            f" ({type(error).__name__}: {str(error).splitlines()[0][:160]}): without a network, give a file"
-        ) from error
+def _objects(path: Path) -> Iterator[dict[str, Any]]:
+    for number, row in jsonl_rows(path):
+        if not isinstance(row, dict):
+            raise ValueError(f"line {number} is a {type(row).__name__}: give an object a line")
+        yield row

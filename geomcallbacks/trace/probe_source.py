@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from geomcallbacks.probe import ProbeSet
 from geomcallbacks.trace.offline_text import cut_texts, held_out_texts
+from geomcallbacks.trace.rows import hub_rows, jsonl_rows
 
 _LABEL = re.compile(r"([A-Za-z0-9_.-]+)=(.+)")
 #: Characters a token is taken to have at most when long documents are cut into texts of a probe's length.
@@ -93,18 +93,11 @@ class ProbeSource:
         return self._streamed()
 
     def _jsonl(self, path: Path) -> Iterator[str]:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    raise ValueError(f"line {number} is no JSON: {error}") from error
-                if not isinstance(row, dict) or self.column not in row:
-                    has = sorted(row) if isinstance(row, dict) else type(row).__name__
-                    raise ValueError(f"line {number} has no column {self.column!r} (--probe-column): it has {has}")
-                yield self._text(row[self.column], f"line {number}")
+        for number, row in jsonl_rows(path):
+            if not isinstance(row, dict) or self.column not in row:
+                has = sorted(row) if isinstance(row, dict) else type(row).__name__
+                raise ValueError(f"line {number} has no column {self.column!r} (--probe-column): it has {has}")
+            yield self._text(row[self.column], f"line {number}")
 
     def _parquet(self, path: Path) -> Iterator[str]:
         try:
@@ -121,17 +114,7 @@ class ProbeSource:
                 yield self._text(text, f"row {number}")
 
     def _streamed(self) -> Iterator[str]:
-        try:
-            import datasets
-        except ImportError as error:
-            raise ValueError("a hub data set needs the data sets' library: pip install datasets") from error
-        try:
-            rows = datasets.load_dataset(self.source, self.config, split=self.split, streaming=True)
-        except Exception as error:
-            raise ValueError(
-                f"no file here, and as a hub data set it cannot be read ({type(error).__name__}:"
-                f" {str(error).splitlines()[0][:160]}): without a network, give a file"
-            ) from error
+        rows = hub_rows(self.source, self.config, split=self.split, streaming=True)
         for number, row in enumerate(rows, start=1):
             if self.column not in row:
                 raise ValueError(f"there is no column {self.column!r} (--probe-column): it has {sorted(row)}")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from geomcallbacks.probe import ProbeSet
-from geomcallbacks.record import probes_folder, read_lines, read_records
+from geomcallbacks.record import probes_folder, read_lines, read_records, record_files
 from geomcallbacks.trace.names import parse_name
 
-_RECORDS = re.compile(r"geometry(?:-(\d+))?\.jsonl")
 #: Settings of a header that say what a number means; `Settings` takes them by the same names. Not `module`, which is a
 #: way through the training loop's own wrapper.
 _SETTINGS = ("layers", "positions", "alpha_window", "batch_size", "intervals")
@@ -88,9 +86,8 @@ def recorded_files(folder: Path) -> list[Path]:
     if folder.name == "checkpoints" or parse_name(folder.name) is not None:
         places.append(folder.parent.parent if folder.parent.name == "checkpoints" else folder.parent)
     for place in places:
-        numbers = {file: match for file in place.glob("geometry*.jsonl") if (match := _RECORDS.fullmatch(file.name))}
-        if numbers:
-            return sorted(numbers, key=lambda file: int(numbers[file][1] or 1), reverse=True)
+        if files := record_files(place):
+            return files[::-1]
     return []
 
 
