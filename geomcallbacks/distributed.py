@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 
@@ -16,12 +18,13 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def worst(status: int, device: torch.device) -> int:
-    """The largest status of any process."""
-    if world_size() == 1:
+def worst(status: int, groups: tuple[Any, ...], device: torch.device) -> int:
+    """The largest status of any process of the groups."""
+    if not groups:
         return status
     largest = torch.tensor([status], device=device)
-    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    for group in groups:
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
     return int(largest.item())
 
 

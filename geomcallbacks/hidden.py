@@ -1,8 +1,8 @@
 """A model and a probe batch in, features of the chosen layers and positions out, no trace left on the model.
 
 `Reader` resolves once what is called and where it is read; `Reader.read` runs one batch. Hooks exist only while a
-batch runs, only the wanted positions leave the hooked layer, and neither LM head nor cache is computed for the causal
-language models of Transformers.
+batch runs, only the wanted positions leave the hooked layer, blocks behind the deepest layer that is read do not run,
+and neither LM head nor cache is computed for the causal language models of Transformers.
 """
 
 from __future__ import annotations
@@ -11,18 +11,22 @@ import inspect
 import random
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from geomcallbacks.compiled import compiled_blocks, refuse_compiled
+from geomcallbacks.device import device_of, send
 from geomcallbacks.locate import (
     Layers,
     ReadPoint,
     backbone_of,
     block_point,
+    blocks_of,
     find_root,
     is_language_model,
     layer_list,
@@ -32,17 +36,23 @@ from geomcallbacks.locate import (
     unwrap,
     vocabulary_of,
 )
+from geomcallbacks.positions import Positions, picked, position_count
 from geomcallbacks.probe import ProbeBatch
+from geomcallbacks.spread import Spread, entry_of, spread_of
 
-Positions = str | int
 #: Calls a model on tokens: (model, input_ids (b, t), attention_mask (b, t)) -> anything; hooks read the states.
 ForwardFn = Callable[[nn.Module, Tensor, Tensor], Any]
+
+
+class _AllRead(BaseException):
+    """Ends a forward pass from a hook, once every layer asked for is read. No ``except Exception`` may hold it."""
 
 
 class Reader:
     """What is called, and where it is read.
 
-    The only causal language model found inside `model` is called without its head. `layers` counts as Transformers'
+    The only causal language model found inside `model` is called without its head; where its parameters are sharded,
+    through the outermost sharded module and with logits of the last position alone. `layers` counts as Transformers'
     `hidden_states` do: 0 is what enters the first block, i what leaves block i, and -1 (or the number of blocks) the
     backbone's output, after its final norm where it has one. A name takes the output of that submodule. Any other
     module is called whole (through `forward` where it does not take `input_ids`) and read at the submodules named by
@@ -53,14 +63,30 @@ class Reader:
         layers: one layer or several.
         module: name of the submodule to read, where it cannot be found or where there are several.
         forward: how to call a model that does not take `input_ids`.
+        compile: run the backbone's blocks compiled.
+
+    Attributes:
+        called: the module that is called.
+        points: where it is read.
+        spread: how the model is spread over processes.
+        vocabulary, longest: token ids and positions that the model knows, where it says.
 
     Raises:
-        ValueError: no causal language model or several, an unknown layer or module, a sharded model.
+        ValueError: no causal language model or several, an unknown layer or module, a model that cannot be read or
+            cannot be compiled.
     """
 
     def __init__(
-        self, model: nn.Module, layers: Layers = -1, module: str | None = None, forward: ForwardFn | None = None
+        self,
+        model: nn.Module,
+        layers: Layers = -1,
+        module: str | None = None,
+        forward: ForwardFn | None = None,
+        compile: bool = False,
     ) -> None:
+        if compile:
+            refuse_compiled(model)
+        self.spread: Spread = spread_of(model)
         model = unwrap(model)
         refuse_unsupported(model)
         wanted = layer_list(layers)
@@ -68,20 +94,20 @@ class Reader:
             raise ValueError("layers=[] reads nothing: give a layer, or -1 for the last")
         all_names = all(isinstance(layer, str) for layer in wanted)
         root_name, root = find_root(model, module, by_name=forward is not None or all_names)
-        self.called: nn.Module
-        if is_language_model(root) and forward is None:
-            self.called = backbone_of(root)
-            self.vocabulary: int | None = vocabulary_of(root)
-            self.longest: int | None = longest_of(root)
-            self._forward: ForwardFn = _call_backbone
-        else:
-            self.called = model
-            self.vocabulary = self.longest = None
-            self._forward = forward or _call_plain
+        self.vocabulary: int | None = None
+        self.longest: int | None = None
+        self._reads_backbone = is_language_model(root) and forward is None
+        self._resolve_call(model, root, forward)
+        # A module may run more than once in a pass, and the last time counts; a block of a language model runs once.
+        # Accelerate's own hooks must see the end of a block whose weights they had brought in.
+        numbered = self._reads_backbone and not any(isinstance(layer, str) for layer in wanted)
+        offloads = any(hasattr(child, "_hf_hook") for child in self.called.modules())
+        self._stops_early = numbered and not self.spread.sharded and not offloads
         self.points = [self._point(root_name, root, layer) for layer in wanted]
         labels = [point.label for point in self.points]
         if len(set(labels)) < len(labels):
             raise ValueError(f"layers={layers!r} names a layer twice ({', '.join(labels)}): name each once")
+        self._compiled = _to_compile(root, self) if compile else []
 
     @torch.no_grad()
     def read(self, batch: ProbeBatch, positions: Positions) -> tuple[dict[str, Tensor], Tensor]:
@@ -89,22 +115,28 @@ class Reader:
 
         Args:
             batch: the rows.
-            positions: which positions are kept; see `position_index`.
+            positions: which positions are kept; see `positions.py`.
 
         Returns:
             Features (m, d) for each layer's label, in the model's own dtype and on its device, and the probe row (m,)
-            that each came from.
+            that each came from, on the CPU.
 
         Raises:
             ValueError: a layer gave something other than a (b, t, d) tensor, or was not reached.
         """
-        device = next((p.device for p in self.called.parameters()), torch.device("cpu"))
+        device = device_of(self.called)
         select = _selector(batch, positions, device)
+        ids_bt = send(batch.input_ids_bt, device)
+        # Without padding a mask says nothing, and Transformers would wait for the device to find that out.
+        needed = batch.padded or not self._reads_backbone
+        mask_bt = send(batch.mask_bt, device) if needed else None
         features: dict[str, Tensor] = {}
         with ExitStack() as stack:
+            stack.enter_context(compiled_blocks(self._compiled))
             for point in self.points:
-                stack.callback(_hook(point, select, batch, features).remove)
-            self._forward(self.called, batch.input_ids_bt.to(device), batch.mask_bt.to(device))
+                stack.callback(self._hook(point, select, batch, features).remove)
+            with suppress(_AllRead):
+                self._forward(self.called, ids_bt, mask_bt)
         missing = [point.name for point in self.points if point.label not in features]
         if missing:
             raise ValueError(
@@ -112,6 +144,17 @@ class Reader:
             )
         origin = batch.rows_b.repeat_interleave(position_count(batch.lengths_b, positions))
         return features, origin
+
+    def _resolve_call(self, model: nn.Module, root: nn.Module, forward: ForwardFn | None) -> None:
+        self.called: nn.Module = model
+        self._forward: Callable[[nn.Module, Tensor, Any], Any] = forward or _call_plain
+        if not self._reads_backbone:
+            return
+        backbone = backbone_of(root)
+        self.vocabulary, self.longest = vocabulary_of(root), longest_of(root)
+        self.called, self._forward = backbone, _call_backbone
+        if self.spread.sharded:
+            self.called, self._forward = entry_of(model, root), partial(_call_entry, root)
 
     def _point(self, root_name: str, root: nn.Module, layer: int | str) -> ReadPoint:
         if isinstance(layer, str):
@@ -125,40 +168,42 @@ class Reader:
             return ReadPoint(root_name or "output", root_name, root, "output")
         return block_point(root_name, root, layer)
 
+    def _hook(
+        self,
+        point: ReadPoint,
+        select: Callable[[Tensor], Tensor],
+        batch: ProbeBatch,
+        features: dict[str, Tensor],
+    ) -> torch.utils.hooks.RemovableHandle:
+        def keep(value: Any) -> None:
+            hidden = getattr(value, "last_hidden_state", value)
+            hidden = hidden[0] if isinstance(hidden, (tuple, list)) else hidden
+            expected = tuple(batch.input_ids_bt.shape)
+            if not isinstance(hidden, Tensor) or hidden.ndim != 3 or tuple(hidden.shape[:2]) != expected:
+                got = tuple(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__
+                raise ValueError(
+                    f"layer {point.name!r} gives {got}, not states of shape {(*expected, 'd')}: read another"
+                )
+            if hasattr(hidden, "full_tensor"):  # a DTensor: tensor parallelism may leave states in parts
+                hidden = hidden.full_tensor()
+            features[point.label] = select(hidden.detach())
+            if self._stops_early and len(features) == len(self.points) and point.module is not self.called:
+                raise _AllRead
 
-def position_count(lengths_n: Tensor, positions: Positions) -> Tensor:
-    """How many features each row of so many real tokens gives, (n,)."""
-    if positions == "all":
-        return lengths_n - 1
-    return torch.full_like(lengths_n, positions if isinstance(positions, int) else 1)
-
-
-def check_positions(positions: Positions, lengths_n: Tensor | None = None) -> None:
-    """Raise ``ValueError`` unless `positions` is known and every row is long enough for it."""
-    if isinstance(positions, bool) or not (
-        positions in ("last", "all", "mean") or (isinstance(positions, int) and positions >= 1)
-    ):
-        raise ValueError(f"positions={positions!r} is unknown: give 'last', 'all', 'mean' or a positive number")
-    if isinstance(positions, int) and lengths_n is not None and int(lengths_n.min()) < positions + 1:
-        raise ValueError(
-            f"positions={positions} needs rows of at least {positions + 1} tokens, and the probe has one of"
-            f" {int(lengths_n.min())}: take fewer positions or build the probe with min_length={positions + 1}"
+        if point.side == "output":
+            return point.module.register_forward_hook(lambda module, args, output: keep(output))
+        return point.module.register_forward_pre_hook(
+            lambda module, args, kwargs: keep(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
         )
 
 
-def position_index(lengths_b: Tensor, k: int) -> Tensor:
-    """(b, k) 0-based positions ⌈L·j/k⌉ − 1, j = 1 … k, of rows of L real tokens; the last of them is the last token."""
-    j = torch.arange(1, k + 1)
-    return (lengths_b[:, None] * j + k - 1) // k - 1
-
-
 @contextmanager
-def leave_no_trace(module: nn.Module) -> Iterator[None]:
+def leave_no_trace(module: nn.Module, *, eager: bool = True) -> Iterator[None]:
     """Evaluation mode inside, and everything as it was outside: each submodule's own mode, attributes and buffers, and
     every random state.
 
-    Compiled submodules run eagerly inside: a hook added after the first compiled call would never fire, and the
-    probe's shapes would make the training graphs dynamic.
+    If `eager`, compiled submodules run eagerly inside: a hook added after the first compiled call would never fire, and
+    the probe's shapes would make the training graphs dynamic.
     """
     # Modes are attributes too; dynamic RoPE replaces buffers and attributes for a row longer than any before.
     before = [(child, dict(vars(child)), dict(child._buffers)) for child in module.modules()]
@@ -166,7 +211,9 @@ def leave_no_trace(module: nn.Module) -> Iterator[None]:
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[device.index for device in cuda]))
-        if "torch._dynamo" in sys.modules:  # nothing is compiled before that is loaded, and loading takes seconds
+        if (
+            eager and "torch._dynamo" in sys.modules
+        ):  # nothing is compiled before that is loaded, and loading takes seconds
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         try:
             for child, _, _ in before:
@@ -174,6 +221,8 @@ def leave_no_trace(module: nn.Module) -> Iterator[None]:
             yield
         finally:
             for child, attributes, buffers in before:
+                for added in vars(child).keys() - attributes.keys():
+                    del vars(child)[added]
                 vars(child).update(attributes)
                 child._buffers.clear()
                 child._buffers.update(buffers)
@@ -181,20 +230,42 @@ def leave_no_trace(module: nn.Module) -> Iterator[None]:
             np.random.set_state(numpy_state)
 
 
-def _call_backbone(backbone: nn.Module, input_ids_bt: Tensor, mask_bt: Tensor) -> Any:
+def _call_backbone(backbone: nn.Module, input_ids_bt: Tensor, mask_bt: Tensor | None) -> Any:
     return backbone(input_ids=input_ids_bt, attention_mask=mask_bt, use_cache=False)
 
 
-def _call_plain(model: nn.Module, input_ids_bt: Tensor, mask_bt: Tensor) -> Any:
+def _call_entry(language_model: nn.Module, entry: nn.Module, input_ids_bt: Tensor, mask_bt: Tensor | None) -> Any:
+    """Call a sharded model from outside, with as little of its head as it can be told to compute."""
+    known = inspect.signature(language_model.forward).parameters
+    taken = inspect.signature(entry.forward).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
+    if not takes_any and "input_ids" not in taken:
+        return _call_plain(entry, input_ids_bt, mask_bt)
+    asked = {"attention_mask": mask_bt, "use_cache": False, "logits_to_keep": 1}
+    said = {name: value for name, value in asked.items() if name in known and (takes_any or name in taken)}
+    return entry(input_ids=input_ids_bt, **said)
+
+
+def _call_plain(model: nn.Module, input_ids_bt: Tensor, mask_bt: Tensor | None) -> Any:
     accepted = inspect.signature(model.forward).parameters
     return model(input_ids_bt, attention_mask=mask_bt) if "attention_mask" in accepted else model(input_ids_bt)
+
+
+def _to_compile(root: nn.Module, reader: Reader) -> list[nn.Module]:
+    if not reader._reads_backbone or reader.spread.sharded:
+        raise ValueError(
+            "compile=True compiles the blocks of a causal language model of Transformers that every process holds"
+            f" whole, and {type(root).__name__} is sharded or is none: leave compile at False"
+        )
+    return list(blocks_of(root))
 
 
 def _selector(batch: ProbeBatch, positions: Positions, device: torch.device) -> Callable[[Tensor], Tensor]:
     """A function from hidden states (b, t, d) to the features (m, d) of the wanted positions."""
     if positions == "mean":
-        keep_bt1 = batch.mask_bt.bool()[..., None].to(device)
+        keep_bt1 = batch.mask_bt.bool()[..., None]
         keep_bt1[:, 0] = False
+        keep_bt1 = send(keep_bt1, device)
 
         def mean(hidden_btd: Tensor) -> Tensor:
             # A masked sum, not a product with weights: autocast would round that, and 0 · inf in a padding is NaN.
@@ -202,32 +273,5 @@ def _selector(batch: ProbeBatch, positions: Positions, device: torch.device) -> 
             return wide_btd.masked_fill(~keep_bt1, 0.0).sum(1) / keep_bt1.sum(1)
 
         return mean
-    if positions == "all":
-        keep = batch.mask_bt.bool()
-        keep[:, 0] = False
-        row, position = keep.nonzero(as_tuple=True)
-    else:
-        index_bk = position_index(batch.lengths_b, positions if isinstance(positions, int) else 1)
-        row = torch.arange(len(index_bk)).repeat_interleave(index_bk.shape[1])
-        position = index_bk.flatten()
-    row, position = row.to(device), position.to(device)
+    row, position = (send(part, device) for part in picked(batch.lengths_b, positions))
     return lambda hidden_btd: hidden_btd[row, position]
-
-
-def _hook(
-    point: ReadPoint, select: Callable[[Tensor], Tensor], batch: ProbeBatch, features: dict[str, Tensor]
-) -> torch.utils.hooks.RemovableHandle:
-    def keep(value: Any) -> None:
-        hidden = getattr(value, "last_hidden_state", value)
-        hidden = hidden[0] if isinstance(hidden, (tuple, list)) else hidden
-        expected = tuple(batch.input_ids_bt.shape)
-        if not isinstance(hidden, Tensor) or hidden.ndim != 3 or tuple(hidden.shape[:2]) != expected:
-            got = tuple(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__
-            raise ValueError(f"layer {point.name!r} gives {got}, not states of shape {(*expected, 'd')}: read another")
-        features[point.label] = select(hidden.detach())
-
-    if point.side == "output":
-        return point.module.register_forward_hook(lambda module, args, output: keep(output))
-    return point.module.register_forward_pre_hook(
-        lambda module, args, kwargs: keep(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
-    )

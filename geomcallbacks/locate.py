@@ -112,6 +112,16 @@ def backbone_of(language_model: Any) -> nn.Module:
     return backbone
 
 
+def blocks_of(language_model: Any) -> nn.ModuleList:
+    """The blocks of the decoder, in their order. Raises ``ValueError`` where they do not stand in one list."""
+    backbone = backbone_of(language_model)
+    depth = language_model.config.get_text_config().num_hidden_layers
+    for child in backbone.children():
+        if isinstance(child, nn.ModuleList) and len(child) == depth:
+            return child
+    raise ValueError(f"the blocks of {type(backbone).__name__} were not found: name the submodule to read instead")
+
+
 def block_point(root_name: str, language_model: Any, layer: int) -> ReadPoint:
     """Where layer `layer` is read, counted as in Transformers' `hidden_states`. Raises ``ValueError`` outside them."""
     backbone = backbone_of(language_model)
@@ -122,26 +132,32 @@ def block_point(root_name: str, language_model: Any, layer: int) -> ReadPoint:
             f" -1 to {-depth - 1}"
         )
     index = layer % (depth + 1)
-    inside = next(name for name, child in language_model.named_modules() if child is backbone)
-    path = ".".join(part for part in (root_name, inside) if part)
+    names = {child: name for name, child in language_model.named_modules()}
+    path = ".".join(part for part in (root_name, names[backbone]) if part)
     if index == depth:
         return ReadPoint(f"layer{index}", path or type(backbone).__name__, backbone, "output")
-    for name, child in backbone.named_children():
-        if isinstance(child, nn.ModuleList) and len(child) == depth:
-            block = max(index - 1, 0)
-            side = "output" if index else "input"
-            return ReadPoint(f"layer{index}", f"{path}.{name}.{block}".lstrip("."), child[block], side)
-    raise ValueError(f"the blocks of {type(backbone).__name__} were not found: name the submodule to read instead")
+    block = blocks_of(language_model)[max(index - 1, 0)]
+    name = ".".join(part for part in (root_name, names[block]) if part)
+    return ReadPoint(f"layer{index}", name, block, "output" if index else "input")
+
+
+def refuse_sharded(model: nn.Module) -> None:
+    """Raise ``ValueError`` for parameters that are shared out over processes: what one process computes alone would
+    wait for the others.
+    """
+    from torch.distributed.tensor import DTensor
+
+    if any(isinstance(p, DTensor) for p in model.parameters()):
+        raise ValueError(
+            "the model's parameters are sharded over processes (FSDP, tensor parallel): behaviour is measured by one"
+            " process and would wait for the others; measure it on saved checkpoints (geomcallbacks trace)"
+        )
 
 
 def refuse_unsupported(model: nn.Module) -> None:
-    """Raise ``ValueError`` for sharded parameters and prompt-learning adapters."""
-    from torch.distributed.tensor import DTensor
-
-    if any(isinstance(p, DTensor) for p in model.parameters()) or "FullyShardedDataParallel" in {
-        type(child).__name__ for child in model.modules()
-    }:
-        raise ValueError("the model's parameters are sharded over processes (FSDP, tensor parallel): not supported yet")
+    """Raise ``ValueError`` for FSDP1, ZeRO-3 and prompt-learning adapters."""
+    if "FullyShardedDataParallel" in {type(child).__name__ for child in model.modules()}:
+        raise ValueError("the model is wrapped by FullyShardedDataParallel: shard it by fully_shard (fsdp_version: 2)")
     if any(hasattr(p, "ds_id") for p in model.parameters()):
         raise ValueError("the model's parameters are partitioned by DeepSpeed ZeRO-3: not supported yet")
     for child in model.modules():

@@ -6,8 +6,8 @@ All processes of a run take part and end with the same numbers or the same failu
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,89 +15,32 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from geomcallbacks.distributed import rank, world_size, worst
-from geomcallbacks.hidden import (
-    ForwardFn,
-    Positions,
-    Reader,
-    check_positions,
-    leave_no_trace,
-    position_count,
-)
+from geomcallbacks.device import device_of
+from geomcallbacks.distributed import rank, worst
+from geomcallbacks.hidden import Reader, leave_no_trace
 from geomcallbacks.intervals import jackknife
-from geomcallbacks.locate import Layers, layer_list
-from geomcallbacks.metrics import DEFAULT_WINDOW, check_window, describe, no_values
+from geomcallbacks.metrics import METRIC_NAMES, explain, no_values, summarise
 from geomcallbacks.moments import Moments, Rows
 from geomcallbacks.probe import ProbeSet, deal
 from geomcallbacks.record import GeometryRecord
+from geomcallbacks.settings import Settings
 from geomcallbacks.spectrum import spectrum_of
+from geomcallbacks.spread import release
 
 _OK, _OUT_OF_MEMORY, _FAILED = 0, 1, 2
-_DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
+_SUMMARY = len(METRIC_NAMES) + 1  # numbers of `summarise`
+_DTYPE_NAMES: dict[Any, str] = {
+    torch.float64: "fp64",
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+}
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How a probe is read; the arguments of GeometryMonitor of the same names.
-
-    Raises:
-        ValueError: a value is wrong by itself.
+class LostPassError(RuntimeError):
+    """A process failed inside a forward pass that others take part in: they wait for it there, and no process can go
+    on. Raised whatever `on_error` says.
     """
-
-    layers: Layers = -1
-    positions: Positions = "last"
-    alpha_window: tuple[int, int] = DEFAULT_WINDOW
-    precision: str = "training"
-    module: str | None = None
-    forward: ForwardFn | None = None
-    batch_size: int = 32
-    intervals: bool = False
-
-    def __post_init__(self) -> None:
-        check_positions(self.positions)
-        object.__setattr__(self, "alpha_window", check_window(self.alpha_window))
-        if self.precision not in ("training", "fp32", "bf16"):
-            raise ValueError(f"precision={self.precision!r} is unknown: give 'training', 'fp32' or 'bf16'")
-        if not isinstance(self.batch_size, int) or self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size!r}: give a positive number of rows")
-        for layer in layer_list(self.layers):
-            if not isinstance(layer, (int, str)) or isinstance(layer, bool):
-                raise ValueError(f"layers={self.layers!r} is no layer: give a number, a submodule's name, or a list")
-
-        if not isinstance(self.layers, (int, str)):
-            object.__setattr__(self, "layers", layer_list(self.layers))
-
-    def reader(self, model: nn.Module) -> Reader:
-        """What is called and read of this model."""
-        return Reader(model, self.layers, self.module, self.forward)
-
-    def features(self, probe: ProbeSet) -> int:
-        """n: how many features the probe gives."""
-        return int(position_count(probe.lengths_n, self.positions).sum())
-
-    def check_probe(self, label: str, probe: ProbeSet, d: int | None = None) -> None:
-        """Raise ``ValueError`` where the probe's rows, or n and d, cannot support positions or window."""
-        check_positions(self.positions, probe.lengths_n)
-        n = self.features(probe)
-        most = n - 1 if d is None else min(n - 1, d)
-        if self.alpha_window[1] > most:
-            given = f"n = {n} features" + ("" if d is None else f" of d = {d}")
-            advice = f", such as alpha_window=({max(2, most // 8)}, {3 * most // 4})" if most >= 8 else ""
-            raise ValueError(
-                f"alpha_window={self.alpha_window} reaches past the {most} eigenvalues that {given} of probe {label!r}"
-                f" have: end it at {most} or below{advice}, or take more rows or positions"
-            )
-
-    def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
-        """The autocast under which the probe runs; that which is active, for precision="training"."""
-        if self.precision == "fp32":
-            return torch.autocast(device.type, enabled=False)
-        if self.precision == "bf16":
-            return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)
-        if torch.is_autocast_enabled(device.type):
-            # Weights that autocast caches without gradients here would be used by the training step around us.
-            return torch.autocast(device.type, dtype=torch.get_autocast_dtype(device.type), cache_enabled=False)
-        return nullcontext()
 
 
 @dataclass
@@ -107,14 +50,6 @@ class _Gathered:
     store: Moments | Rows
     bad: Tensor  # rows with a non-finite value, 0-d on the device
     module: str
-
-
-def about(settings: Settings, probes: Mapping[str, ProbeSet]) -> dict[str, Any]:
-    """What the header of a record file says of how probes are read, and of which."""
-    return {
-        "settings": {key: value for key, value in vars(settings).items() if key != "forward"},
-        "probes": {label: {"fingerprint": p.fingerprint, "rows": len(p)} for label, p in probes.items()},
-    }
 
 
 def check_fit(model: nn.Module, probes: dict[str, ProbeSet], settings: Settings) -> list[str]:
@@ -127,6 +62,11 @@ def check_fit(model: nn.Module, probes: dict[str, ProbeSet], settings: Settings)
         ValueError: the model's vocabulary, its layers or its d do not fit probe and settings.
     """
     reader = settings.reader(model)
+    if settings.precision == "fp32" and reader.spread.dtype not in (None, torch.float32):
+        raise ValueError(
+            f"precision='fp32', and the policy of the sharded model computes in {_dtype_name(reader.spread.dtype)}:"
+            " give precision='training', or shard the model with another MixedPrecisionPolicy"
+        )
     warnings = []
     for label, probe in probes.items():
         if reader.vocabulary is not None and probe.max_token_id >= reader.vocabulary:
@@ -140,18 +80,23 @@ def check_fit(model: nn.Module, probes: dict[str, ProbeSet], settings: Settings)
                 f"probe {label!r} has a row of {longest} tokens, and the model has {reader.longest} positions: build"
                 f" the probe with max_length={reader.longest}"
             )
-        with leave_no_trace(reader.called), settings.autocast(device_of(reader.called)):
-            features, _ = reader.read(probe.batch(probe.lengths_n.argmin(0, keepdim=True)), settings.positions)
-        n = settings.features(probe)
-        for feature_md in features.values():
-            d = feature_md.shape[1]
+        for d in _widths(reader, probe, settings):
             settings.check_probe(label, probe, d)
+            n = settings.features(probe)
             if n < 4 * d:
                 warnings.append(
                     f"probe {label!r} gives n = {n} features of d = {d}: below 4 d = {4 * d}, RankMe and its relatives"
                     " are biased downward, so compare only runs with the same n"
                 )
     return warnings
+
+
+def _widths(reader: Reader, probe: ProbeSet, settings: Settings) -> list[int]:
+    """D of each layer, from the shortest row of the probe."""
+    shortest = probe.batch(probe.lengths_n.argmin(0, keepdim=True))
+    with _one_pass(reader, settings, device_of(reader.called)):
+        features, _ = reader.read(shortest, settings.positions)
+    return [feature_md.shape[1] for feature_md in features.values()]
 
 
 def measure_probe(
@@ -175,13 +120,13 @@ def measure_probe(
     device = device_of(reader.called)
     layers, settings, notes, precision = _gather(reader, probe, settings, device)
     bad = torch.stack([layer.bad for layer in layers.values()])
-    if world_size() > 1:
-        dist.all_reduce(bad)
+    for group in reader.spread.groups:
+        dist.all_reduce(bad, group=group)
     bad_rows = bad.tolist()  # waits for the forward pass
     forward_seconds = time.perf_counter() - begin
+    begin = time.perf_counter()
     records = []
-    for (name, layer), bad_here in zip(layers.items(), bad_rows, strict=True):
-        begin = time.perf_counter()
+    for name, layer in layers.items():
         record = GeometryRecord(
             step=step,
             tokens=tokens,
@@ -200,15 +145,11 @@ def measure_probe(
             seconds_spectrum=0.0,
             notes=list(notes),
         )
-        _fill(record, layer.store, int(bad_here), settings)
-        record.seconds_spectrum = time.perf_counter() - begin
         records.append(record)
+    _fill(records, [layer.store for layer in layers.values()], bad_rows, settings)
+    for record in records:
+        record.seconds_spectrum = (time.perf_counter() - begin) / len(records)
     return records
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """The device of the model's first parameter."""
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def _gather(
@@ -220,30 +161,57 @@ def _gather(
         error: Exception | None = None  # drops the last attempt, whose frames hold what filled the memory
         status, layers, precision = _OK, {}, ""
         try:
-            with leave_no_trace(reader.called), settings.autocast(device):
-                precision = _precision(reader.called, device)
+            with _one_pass(reader, settings, device):
+                precision = _precision(reader, device)
                 layers = _pass(reader, probe, settings, device)
+        except LostPassError:
+            raise
         except torch.OutOfMemoryError as caught:
             status, error = _OUT_OF_MEMORY, caught
         except Exception as caught:
             status, error = _FAILED, caught
-        status = worst(status, device)
+        status = worst(status, reader.spread.groups, device)
         if status == _OK:
             break
         if status == _FAILED or settings.batch_size == 1:
             raise error or RuntimeError("another process failed to measure: its own message says why")
         settings = replace(settings, batch_size=settings.batch_size // 2)
         notes.append(f"out of memory: batch_size halved to {settings.batch_size}")
-    if world_size() > 1:
-        for layer in layers.values():
-            layer.store.all_reduce()
+    for layer in layers.values():
+        if reader.spread.groups:
+            layer.store.all_reduce(reader.spread.groups, settings.counts(probe))
     return layers, settings, notes, precision
+
+
+@contextmanager
+def _one_pass(reader: Reader, settings: Settings, device: torch.device) -> Iterator[None]:
+    """Around forward passes: no trace is left, and what fails among shards ends in a message that says what it means.
+
+    Raises:
+        LostPassError: the model is sharded, and this process left the pass in which the others are.
+    """
+    try:
+        with leave_no_trace(reader.called, eager=not settings.compile), settings.autocast(device):
+            yield
+    except Exception as error:
+        if not reader.spread.sharded:
+            raise
+        raise LostPassError(
+            f"the probe failed on process {rank()} inside the forward pass of a sharded model"
+            f" ({type(error).__name__}: {error}). The other processes wait for this one in the same pass, until their"
+            " group's time-out, so that the run ends here: go on from its last checkpoint with a smaller batch_size"
+            f" (now {settings.batch_size}) where memory ran out, or without the callback"
+        ) from error
+    finally:
+        if reader.spread.sharded:
+            release(reader.called)
 
 
 def _pass(reader: Reader, probe: ProbeSet, settings: Settings, device: torch.device) -> dict[str, _Gathered]:
     layers: dict[str, _Gathered] = {}
     n = settings.features(probe)
-    for batch, counted in deal(probe.batches(settings.batch_size), rank(), world_size()):
+    batches = probe.batches(settings.batch_size, one_width=settings.compile)
+    for batch, counted in deal(batches, reader.spread.index, reader.spread.count):
         features, origin = reader.read(batch, settings.positions)
         for point in reader.points:
             feature_md = features[point.label]
@@ -258,20 +226,34 @@ def _pass(reader: Reader, probe: ProbeSet, settings: Settings, device: torch.dev
     return layers
 
 
-def _fill(record: GeometryRecord, store: Moments | Rows, bad_rows: int, settings: Settings) -> None:
-    if bad_rows:  # checked before the solve: eigvalsh may return finite numbers for a matrix of NaN
-        record.metrics, record.reasons = no_values(f"{bad_rows} of {record.n} rows are not finite")
-        return
-    spectrum = spectrum_of(store)
-    record.metrics, record.reasons = describe(spectrum, settings.alpha_window)
-    record.eigenvalues = spectrum.eigenvalues.cpu()
-    if settings.intervals and isinstance(store, Rows):
-        record.intervals = jackknife(store, settings.alpha_window)
+def _fill(records: list[GeometryRecord], stores: list[Moments | Rows], bad_rows: list[int], settings: Settings) -> None:
+    """Give each layer's record its numbers, which leave the device together."""
+    found: dict[int, int] = {}  # eigenvalues of each record that has any
+    parts: list[Tensor] = []
+    for index, (record, store) in enumerate(zip(records, stores, strict=True)):
+        if bad_rows[index]:  # checked before the solve: eigvalsh may return finite numbers for a matrix of NaN
+            record.metrics, record.reasons = no_values(f"{bad_rows[index]} of {record.n} rows are not finite")
+            continue
+        spectrum = spectrum_of(store)
+        found[index] = len(spectrum.eigenvalues)
+        parts += [summarise(spectrum, settings.alpha_window), spectrum.eigenvalues]
+        if settings.intervals and isinstance(store, Rows):
+            record.intervals = jackknife(store, settings.alpha_window)
+    numbers = torch.cat(parts).cpu() if parts else torch.empty(0)
+    for index, length in found.items():
+        summary, values, numbers = torch.tensor_split(numbers, [_SUMMARY, _SUMMARY + length])
+        record = records[index]
+        record.metrics, record.reasons = explain(summary.tolist(), record.n, settings.alpha_window)
+        record.eigenvalues = values.clone()
 
 
-def _precision(model: nn.Module, device: torch.device) -> str:
+def _precision(reader: Reader, device: torch.device) -> str:
+    """The name of the dtype in which the model computes."""
     if torch.is_autocast_enabled(device.type):
-        dtype = torch.get_autocast_dtype(device.type)
-    else:
-        dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+        return _dtype_name(torch.get_autocast_dtype(device.type))
+    own = (p.dtype for p in reader.called.parameters() if p.is_floating_point())
+    return _dtype_name(reader.spread.dtype or next(own, torch.float32))
+
+
+def _dtype_name(dtype: torch.dtype | None) -> str:
     return _DTYPE_NAMES.get(dtype, str(dtype).removeprefix("torch."))

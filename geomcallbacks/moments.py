@@ -2,19 +2,19 @@
 
 Both stores are filled batch by batch with `update`, and `all_reduce` turns every process's part into the whole, so
 that k processes end with what one would have. Neither ever centres by subtracting two large numbers: `Moments` uses
-the pairwise update of Chan, Golub and LeVeque (1979), `Rows` is centred when its spectrum is taken.
+the pairwise update of Chan, Golub and LeVeque (1979), `Rows` is centred when its spectrum is taken. Neither ever waits
+for the device: how many features a probe gives is known beforehand.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-
-def float64_device(device: torch.device) -> torch.device:
-    """The device on which float64 arithmetic for tensors of `device` is done: itself, but the CPU for MPS."""
-    return torch.device("cpu") if device.type == "mps" else device
+from geomcallbacks.device import float64_device, send
 
 
 class Moments:
@@ -30,9 +30,9 @@ class Moments:
 
     def update(self, rows_nd: Tensor, origin_n: Tensor | None = None) -> None:
         """Add rows (n, d) of any floating dtype; where they came from is not kept."""
+        self.eps = max(self.eps, torch.finfo(rows_nd.dtype).eps)
         if len(rows_nd) == 0:
             return
-        self.eps = max(self.eps, torch.finfo(rows_nd.dtype).eps)
         rows_nd = rows_nd.to(self.mean.device).to(torch.float64)
         mean = rows_nd.mean(0)
         centred_nd = rows_nd - mean
@@ -43,20 +43,21 @@ class Moments:
         self.eps = max(self.eps, other.eps)
         self._combine(other.count, other.mean.to(self.mean.device), other.m2.to(self.mean.device))
 
-    def all_reduce(self) -> None:
-        """Make every process of the default group hold the moments of all processes' rows together."""
-        counts = torch.tensor([self.count], dtype=torch.float64, device=self.mean.device)
-        coarsest = torch.tensor([self.eps], dtype=torch.float64, device=self.mean.device)
-        weighted = self.mean * self.count
-        dist.all_reduce(counts)
-        dist.all_reduce(coarsest, dist.ReduceOp.MAX)  # a process without rows knows no dtype
-        dist.all_reduce(weighted)
-        self.eps = float(coarsest.item())
-        total = int(counts.item())
-        mean = weighted / max(total, 1)
+    def all_reduce(self, groups: tuple[Any, ...], counts_n: Tensor) -> None:
+        """Make every process hold the moments of all processes' rows together.
+
+        Args:
+            groups: process groups, over which is summed in turn (`Spread.groups`).
+            counts_n: (n,) how many features each row of the probe gives.
+        """
+        total = int(counts_n.sum())
+        mean = self.mean * (self.count / total)
+        for group in groups:
+            dist.all_reduce(mean, group=group)
         delta = self.mean - mean
-        self.m2 += self.count * torch.outer(delta, delta)
-        dist.all_reduce(self.m2)
+        self.m2.addr_(delta, delta, alpha=self.count)
+        for group in groups:
+            dist.all_reduce(self.m2, group=group)
         self.count, self.mean = total, mean
 
     def _combine(self, count: int, mean: Tensor, m2: Tensor) -> None:
@@ -93,32 +94,32 @@ class Rows:
         return sum(len(rows) for rows in self._rows)
 
     def update(self, rows_nd: Tensor, origin_n: Tensor) -> None:
-        """Add rows (n, d) and the probe row (n,) that each came from."""
+        """Add rows (n, d) and the probe row (n,), on the CPU, that each came from."""
         self._rows.append(rows_nd)
-        self._origin.append(origin_n.to(rows_nd.device))
+        self._origin.append(origin_n)
 
     def stacked(self) -> tuple[Tensor, Tensor]:
-        """All rows (n, d) in float64, and their origin (n,), in the order of the probe's rows.
+        """All rows (n, d) in float64, and their origin (n,) on the CPU, in the order of the probe's rows.
 
         The order makes the result independent of how batches were cut and dealt to processes.
         """
+        rows_nd, origin_n = self._in_order()
+        return rows_nd.to(float64_device(rows_nd.device)).to(torch.float64), origin_n
+
+    def all_reduce(self, groups: tuple[Any, ...], counts_n: Tensor) -> None:
+        """Make every process hold all processes' rows. See `Moments.all_reduce`."""
+        rows_nd, origin_n = self._in_order()
+        # Each process puts its rows where they belong into zeros; a sum with zeros is exact in any dtype.
+        first_n = counts_n.cumsum(0) - counts_n
+        slot_n = first_n[origin_n] + torch.arange(len(origin_n)) - torch.searchsorted(origin_n, origin_n)
+        whole_nd = rows_nd.new_zeros(int(counts_n.sum()), self.d)
+        whole_nd[send(slot_n, rows_nd.device)] = rows_nd
+        for group in groups:
+            dist.all_reduce(whole_nd, group=group)
+        self._rows = [whole_nd]
+        self._origin = [torch.arange(len(counts_n)).repeat_interleave(counts_n)]
+
+    def _in_order(self) -> tuple[Tensor, Tensor]:
         rows_nd, origin_n = torch.cat(self._rows), torch.cat(self._origin)
         order = torch.argsort(origin_n, stable=True)
-        device = float64_device(rows_nd.device)
-        return rows_nd[order].to(device).to(torch.float64), origin_n[order]
-
-    def all_reduce(self) -> None:
-        """Make every process of the default group hold all processes' rows."""
-        device = self._rows[0].device
-        sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(dist.get_world_size())]
-        dist.all_gather(sizes, torch.tensor([self.count], device=device))
-        most = max(int(size.item()) for size in sizes)
-        rows_nd, origin_n = torch.cat(self._rows), torch.cat(self._origin)
-        # all_gather wants equal shapes: pad to the longest part, and cut again by the sizes.
-        rows = [torch.empty_like(rows_nd.new_zeros(most, self.d)) for _ in sizes]
-        origins = [origin_n.new_zeros(most) for _ in sizes]
-        missing = most - len(rows_nd)
-        dist.all_gather(rows, torch.cat([rows_nd, rows_nd.new_zeros(missing, self.d)]))
-        dist.all_gather(origins, torch.cat([origin_n, origin_n.new_zeros(missing)]))
-        self._rows = [part[: int(size.item())] for part, size in zip(rows, sizes, strict=True)]
-        self._origin = [part[: int(size.item())] for part, size in zip(origins, sizes, strict=True)]
+        return rows_nd[send(order, rows_nd.device)], origin_n[order]

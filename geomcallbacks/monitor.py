@@ -13,16 +13,19 @@ from typing import Any
 
 from torch import nn
 
+from geomcallbacks.device import device_of
 from geomcallbacks.distributed import from_first, rank
-from geomcallbacks.hidden import ForwardFn, Positions
+from geomcallbacks.hidden import ForwardFn
 from geomcallbacks.locate import Layers, layer_list
-from geomcallbacks.measure import Settings, about, check_fit, device_of, measure_probe
+from geomcallbacks.measure import LostPassError, check_fit, measure_probe
 from geomcallbacks.metrics import DEFAULT_WINDOW
 from geomcallbacks.phases import PHASE_NAMES, PhaseTracker
+from geomcallbacks.positions import Positions
 from geomcallbacks.probe import ProbeSet
 from geomcallbacks.record import GeometryRecord, read_records
 from geomcallbacks.run_monitor import RunMonitor
 from geomcallbacks.schedule import Schedule
+from geomcallbacks.settings import Settings, about
 
 _LOGGER = logging.getLogger("geomcallbacks")
 
@@ -49,6 +52,8 @@ class GeometryMonitor(RunMonitor):
         on_error: "warn" once and go on when a measurement fails, or "raise".
         batch_size: rows of the probe that go through the model together. Part of what a number means in low
             precision, so it is recorded.
+        compile: run the blocks of a causal language model through torch.compile, all batches padded to one width. The
+            first measurement compiles; not for a model that training itself compiles, nor for a sharded one.
         spectra: keep the whole eigenspectrum of each measurement beside the record file.
         intervals: give each metric a 95 % interval by resampling the probe's rows. Costs twenty more spectra.
         tokens_per_update: training tokens of one update, to record how many were seen.
@@ -77,6 +82,7 @@ class GeometryMonitor(RunMonitor):
         path: str | Path | None = None,
         on_error: str = "warn",
         batch_size: int = 32,
+        compile: bool = False,
         spectra: bool = True,
         intervals: bool = False,
         tokens_per_update: int | None = None,
@@ -84,7 +90,9 @@ class GeometryMonitor(RunMonitor):
         from_scratch: bool | None = None,
     ) -> None:
         super().__init__(schedule, path, on_error, total_steps)
-        self.settings = Settings(layers, positions, alpha_window, precision, module, forward, batch_size, intervals)
+        self.settings = Settings(
+            layers, positions, alpha_window, precision, module, forward, batch_size, intervals, compile
+        )
         self.probes = _labelled(probe)
         for label, rows in self.probes.items():
             self.settings.check_probe(label, rows)
@@ -136,9 +144,11 @@ class GeometryMonitor(RunMonitor):
 
     @contextmanager
     def _forgiving(self, step: int) -> Iterator[None]:
-        """What fails inside costs its numbers, not the run."""
+        """What fails inside costs its numbers, not the run; but for what no process can come back from."""
         try:
             yield
+        except LostPassError:
+            raise
         except Exception as error:
             if self.on_error == "raise":
                 raise

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ class ProbeBatch:
 
     Attributes:
         rows_b: (b,) numbers of the probe's rows.
-        input_ids_bt: (b, t) tokens, right-padded with 0 to the longest row of the batch.
+        input_ids_bt: (b, t) tokens, right-padded with 0.
         lengths_b: (b,) real tokens of each row.
     """
 
@@ -37,10 +38,15 @@ class ProbeBatch:
     input_ids_bt: Tensor
     lengths_b: Tensor
 
-    @property
+    @cached_property
     def mask_bt(self) -> Tensor:
         """(b, t) 1 for real tokens, 0 for padding."""
         return (torch.arange(self.input_ids_bt.shape[1]) < self.lengths_b[:, None]).long()
+
+    @cached_property
+    def padded(self) -> bool:
+        """Whether any row is shorter than the batch is wide."""
+        return int(self.lengths_b.min()) < self.input_ids_bt.shape[1]
 
 
 class ProbeSet:
@@ -62,6 +68,7 @@ class ProbeSet:
         self.lengths_n = lengths_n.to("cpu", torch.int64)
         self.dropped = dropped
         self._fingerprint: str | None = None
+        self._batches: dict[tuple[int, bool], list[ProbeBatch]] = {}
 
     def __len__(self) -> int:
         return len(self.lengths_n)
@@ -213,19 +220,28 @@ class ProbeSet:
             )
         return probe
 
-    def batches(self, batch_size: int) -> list[ProbeBatch]:
-        """The probe cut into batches, longest rows first.
+    def batches(self, batch_size: int, *, one_width: bool = False) -> list[ProbeBatch]:
+        """The probe cut into batches, longest rows first; cut once, and kept.
 
-        The cut depends on the rows and on `batch_size` alone, never on how many processes share the work: another
-        composition of a batch moves low-precision features. Longest first, so that memory runs out at once or never.
+        The cut depends on the rows and on the arguments alone, never on how many processes share the work: another
+        composition of a batch moves low-precision features. Longest first, so that memory runs out at once or never,
+        and so that rows of like length stand together and little is padded.
+
+        Args:
+            batch_size: rows of a batch; the last may have fewer.
+            one_width: pad every batch to the probe's longest row, so that a compiled model meets one shape.
         """
-        order = torch.argsort(self.lengths_n, descending=True, stable=True)
-        return [self.batch(rows_b) for rows_b in torch.split(order, batch_size)]
+        key = (batch_size, one_width)
+        if key not in self._batches:
+            order = torch.argsort(self.lengths_n, descending=True, stable=True)
+            width = self.input_ids_nt.shape[1] if one_width else None
+            self._batches[key] = [self.batch(rows_b, width) for rows_b in torch.split(order, batch_size)]
+        return self._batches[key]
 
-    def batch(self, rows_b: Tensor) -> ProbeBatch:
-        """The rows of the given numbers (b,), padded to the longest of them."""
+    def batch(self, rows_b: Tensor, width: int | None = None) -> ProbeBatch:
+        """The rows of the given numbers (b,), padded to `width` tokens or to the longest of them."""
         lengths_b = self.lengths_n[rows_b]
-        return ProbeBatch(rows_b, self.input_ids_nt[rows_b, : int(lengths_b.max())], lengths_b)
+        return ProbeBatch(rows_b, self.input_ids_nt[rows_b, : width or int(lengths_b.max())], lengths_b)
 
 
 def deal(batches: list[ProbeBatch], rank: int, world_size: int) -> list[tuple[ProbeBatch, bool]]:

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from geomcallbacks.device import device_of
 from geomcallbacks.distributed import first_decides, rank
-from geomcallbacks.measure import device_of
 from geomcallbacks.once import WarnOnce
 from geomcallbacks.record import RecordWriter
 from geomcallbacks.schedule import Ledger, Schedule

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from geomcallbacks import GeometryMonitor, ProbeSet
-from geomcallbacks.hidden import Reader, check_positions, leave_no_trace, position_count, position_index
+from geomcallbacks.hidden import Reader, leave_no_trace
 from geomcallbacks.locate import unwrap
 from geomcallbacks.moments import Rows
+from geomcallbacks.positions import check_positions, position_count, position_index
 
 
 def read(

@@ -13,7 +13,8 @@ from geomcallbacks import ProbeSet
 from geomcallbacks.behaviour import BehaviourMonitor, ChoiceAccuracy, Choices, SpectralIntervention
 from geomcallbacks.behaviour.intervention import KINDS, Directions, directions_of, head_logits, project
 from geomcallbacks.locate import backbone_of
-from geomcallbacks.measure import Settings, measure_probe
+from geomcallbacks.measure import measure_probe
+from geomcallbacks.settings import Settings
 
 D = 16
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from geomcallbacks.moments import Moments, Rows, float64_device
+from geomcallbacks.device import float64_device
+from geomcallbacks.moments import Moments, Rows
 
 N, D = 103, 7
 BATCHES = {"one": [N], "singly": [1] * N, "uneven": [50, 1, 2, 50], "with an empty one": [0, 60, 0, 43, 0]}

@@ -29,8 +29,8 @@ from transformers import AutoModelForCausalLM
 
 from geomcallbacks import GeometryMonitor, ProbeSet, read_records, read_spectra
 from geomcallbacks.cli import main
-from geomcallbacks.measure import Settings
 from geomcallbacks.metrics import METRIC_NAMES
+from geomcallbacks.settings import Settings
 from geomcallbacks.trace import command as trace_command
 from geomcallbacks.trace import trace
 from geomcallbacks.trace.file import behaviour_out, default_out

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from geomcallbacks.device import device_of
 from geomcallbacks.hidden import leave_no_trace
-from geomcallbacks.locate import find_root, longest_of, refuse_unsupported, unwrap, vocabulary_of
-from geomcallbacks.measure import Settings, device_of
+from geomcallbacks.locate import find_root, longest_of, refuse_sharded, refuse_unsupported, unwrap, vocabulary_of
+from geomcallbacks.settings import Settings
 
 
 def language_model_of(model: nn.Module) -> Any:
@@ -21,6 +22,7 @@ def language_model_of(model: nn.Module) -> Any:
         ValueError: there is none or there are several, it has no head, or its parameters are sharded.
     """
     inner = unwrap(model)
+    refuse_sharded(inner)
     refuse_unsupported(inner)
     _, found = find_root(inner, None, by_name=False)
     if found.get_output_embeddings() is None:  # type: ignore[operator]

@@ -25,10 +25,11 @@ from geomcallbacks.behaviour.option_scores import (
     model_logits,
     option_batches,
 )
-from geomcallbacks.hidden import Positions, Reader, check_positions, position_count
+from geomcallbacks.device import device_of
+from geomcallbacks.hidden import Reader
 from geomcallbacks.locate import backbone_of
-from geomcallbacks.measure import device_of
 from geomcallbacks.moments import Moments
+from geomcallbacks.positions import Positions, check_positions, position_count
 from geomcallbacks.probe import ProbeSet
 
 KINDS = ("keep_top", "remove_top", "keep_bottom", "remove_bottom", "keep_random", "remove_random")

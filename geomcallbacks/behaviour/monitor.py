@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from geomcallbacks.device import device_of
 from geomcallbacks.distributed import from_first, rank
 from geomcallbacks.hidden import leave_no_trace
-from geomcallbacks.locate import refuse_unsupported, unwrap
-from geomcallbacks.measure import Settings, device_of
+from geomcallbacks.locate import refuse_sharded, refuse_unsupported, unwrap
 from geomcallbacks.run_monitor import RunMonitor
 from geomcallbacks.schedule import Schedule
+from geomcallbacks.settings import Settings
 
 #: A model in, numbers by name out. It may have `check(model)`, which raises ``ValueError`` before the first update
 #: where the two do not fit, and a `fingerprint` of what it measures on, which goes into the file's header.
@@ -114,6 +115,7 @@ class BehaviourMonitor(RunMonitor):
 
     def _check(self, model: nn.Module) -> None:
         """Parameters that are not sharded, and what each measure checks itself."""
+        refuse_sharded(unwrap(model))
         refuse_unsupported(unwrap(model))
         for measure in self.measures.values():
             check = getattr(measure, "check", None)

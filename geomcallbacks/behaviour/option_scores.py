@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from geomcallbacks.behaviour.choices import Choices
 from geomcallbacks.behaviour.evaluating import check_tokens, evaluating
 from geomcallbacks.behaviour.loss import check_batch_size
-from geomcallbacks.measure import device_of
+from geomcallbacks.device import device_of
 
 #: 97.5 % quantile of the normal distribution.
 _Z = 1.959964

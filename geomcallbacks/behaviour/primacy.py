@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from geomcallbacks.behaviour.evaluating import check_tokens, evaluating
 from geomcallbacks.behaviour.loss import check_batch_size
-from geomcallbacks.measure import device_of
+from geomcallbacks.device import device_of
 from geomcallbacks.probe import ProbeBatch, ProbeSet
 
 

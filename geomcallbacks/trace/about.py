@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from geomcallbacks.behaviour.monitor import BehaviourMonitor
-from geomcallbacks.measure import about
+from geomcallbacks.settings import about
 from geomcallbacks.trace.measuring import CheckpointMeasure
 
 

@@ -12,8 +12,8 @@ from geomcallbacks.behaviour.intervention import SpectralIntervention
 from geomcallbacks.behaviour.memorisation import Memorisation
 from geomcallbacks.behaviour.monitor import Measure
 from geomcallbacks.behaviour.option_scores import ChoiceAccuracy
-from geomcallbacks.measure import Settings
 from geomcallbacks.probe import ProbeSet
+from geomcallbacks.settings import Settings
 from geomcallbacks.trace.rows import hub_rows, jsonl_rows
 
 

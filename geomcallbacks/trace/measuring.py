@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from geomcallbacks.behaviour.monitor import BehaviourMonitor, Measure
-from geomcallbacks.measure import Settings, check_fit, measure_probe
+from geomcallbacks.measure import check_fit, measure_probe
 from geomcallbacks.probe import ProbeSet
 from geomcallbacks.record import GeometryRecord
+from geomcallbacks.settings import Settings
 from geomcallbacks.trace.checkpoints import Checkpoint
 from geomcallbacks.trace.loading import load_model
 from geomcallbacks.trace.recorded import Recorded

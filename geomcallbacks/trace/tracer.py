@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from geomcallbacks.behaviour.monitor import Measure
-from geomcallbacks.measure import Settings
 from geomcallbacks.probe import ProbeSet
 from geomcallbacks.record import GeometryRecord, write_spectra
+from geomcallbacks.settings import Settings
 from geomcallbacks.trace.about import about_behaviour, about_geometry
 from geomcallbacks.trace.checkpoints import Checkpoint, find_checkpoints
 from geomcallbacks.trace.file import TraceFile, behaviour_out, default_out, locked, path_from

@@ -1,0 +1,23 @@
+"""On which device something is done, and how tensors get there without making anyone wait."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the model's first parameter."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def float64_device(device: torch.device) -> torch.device:
+    """The device on which float64 arithmetic for tensors of `device` is done: itself, but the CPU for MPS."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy of a CPU tensor on `device`, queued behind the work that is already there instead of waiting for it."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)  # only pinned memory is copied without a wait
+    return tensor.to(device, copy=True)
