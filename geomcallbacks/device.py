@@ -7,8 +7,15 @@ from torch import Tensor, nn
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The device of the model's first parameter."""
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
+    """The device on which the model computes: that of its first parameter, or of its mesh, which sharded parameters
+    that are kept in the host's memory are brought to.
+    """
+    for parameter in model.parameters():
+        mesh = getattr(parameter, "device_mesh", None)
+        if mesh is None or mesh.device_type == parameter.device.type:
+            return parameter.device
+        return torch.device(mesh.device_type, torch.get_device_module(mesh.device_type).current_device())
+    return torch.device("cpu")
 
 
 def float64_device(device: torch.device) -> torch.device:

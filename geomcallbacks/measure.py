@@ -43,6 +43,14 @@ class LostPassError(RuntimeError):
     """
 
 
+_LOST = (
+    "the probe failed on process {} inside the forward pass of a sharded model ({}: {}). The other processes wait for"
+    " this one in the same pass, until their group's time-out, so that the run ends here: go on from its last"
+    " checkpoint with a smaller batch_size (now {}) where memory ran out, or without the callback"
+)
+_ELSEWHERE = "another process failed to measure: its own message says why"
+
+
 @dataclass
 class _Gathered:
     """What one pass over a probe has gathered of one layer."""
@@ -146,7 +154,8 @@ def measure_probe(
             notes=list(notes),
         )
         records.append(record)
-    _fill(records, [layer.store for layer in layers.values()], bad_rows, settings)
+    with _together(reader.spread.groups, device):
+        _fill(records, [layer.store for layer in layers.values()], bad_rows, settings)
     for record in records:
         record.seconds_spectrum = (time.perf_counter() - begin) / len(records)
     return records
@@ -164,17 +173,16 @@ def _gather(
             with _one_pass(reader, settings, device):
                 precision = _precision(reader, device)
                 layers = _pass(reader, probe, settings, device)
-        except LostPassError:
-            raise
-        except torch.OutOfMemoryError as caught:
-            status, error = _OUT_OF_MEMORY, caught
         except Exception as caught:
-            status, error = _FAILED, caught
+            if reader.spread.sharded:
+                message = _LOST.format(rank(), type(caught).__name__, caught, settings.batch_size)
+                raise LostPassError(message) from caught
+            status, error = (_OUT_OF_MEMORY if isinstance(caught, torch.OutOfMemoryError) else _FAILED), caught
         status = worst(status, reader.spread.groups, device)
         if status == _OK:
             break
         if status == _FAILED or settings.batch_size == 1:
-            raise error or RuntimeError("another process failed to measure: its own message says why")
+            raise error or RuntimeError(_ELSEWHERE)
         settings = replace(settings, batch_size=settings.batch_size // 2)
         notes.append(f"out of memory: batch_size halved to {settings.batch_size}")
     for layer in layers.values():
@@ -185,26 +193,25 @@ def _gather(
 
 @contextmanager
 def _one_pass(reader: Reader, settings: Settings, device: torch.device) -> Iterator[None]:
-    """Around forward passes: no trace is left, and what fails among shards ends in a message that says what it means.
-
-    Raises:
-        LostPassError: the model is sharded, and this process left the pass in which the others are.
-    """
+    """Around forward passes: under the settings' autocast, and without a trace on the model."""
     try:
         with leave_no_trace(reader.called, eager=not settings.compile), settings.autocast(device):
             yield
-    except Exception as error:
-        if not reader.spread.sharded:
-            raise
-        raise LostPassError(
-            f"the probe failed on process {rank()} inside the forward pass of a sharded model"
-            f" ({type(error).__name__}: {error}). The other processes wait for this one in the same pass, until their"
-            " group's time-out, so that the run ends here: go on from its last checkpoint with a smaller batch_size"
-            f" (now {settings.batch_size}) where memory ran out, or without the callback"
-        ) from error
     finally:
         if reader.spread.sharded:
             release(reader.called)
+
+
+@contextmanager
+def _together(groups: tuple[Any, ...], device: torch.device) -> Iterator[None]:
+    """What fails inside on one process fails on all."""
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as caught:
+        error = caught
+    if worst(_OK if error is None else _FAILED, groups, device) != _OK:
+        raise error or RuntimeError(_ELSEWHERE)
 
 
 def _pass(reader: Reader, probe: ProbeSet, settings: Settings, device: torch.device) -> dict[str, _Gathered]:

@@ -16,32 +16,58 @@ from torch import Tensor
 
 from geomcallbacks.device import float64_device, send
 
+#: Rows that are squared together: with a batch's few, M2 is read and written far more often than the arithmetic needs.
+_BLOCK = 1024
+
 
 class Moments:
-    """Count, mean (d,) and centred second moment M2 = Σ (x − mean)(x − mean)ᵀ (d, d) of the rows seen, in float64."""
+    """Count, mean (d,) and centred second moment M2 = Σ (x − mean)(x − mean)ᵀ (d, d) of the rows seen, in float64.
+
+    Rows wait until there is a block of them; reading the mean or M2 adds those that still wait.
+    """
 
     def __init__(self, d: int, device: torch.device | str = "cpu") -> None:
         device = float64_device(torch.device(device))
         self.d = d
         self.count = 0
-        self.mean = torch.zeros(d, dtype=torch.float64, device=device)
-        self.m2 = torch.zeros(d, d, dtype=torch.float64, device=device)
         self.eps = 0.0  # of the coarsest dtype that rows came in
+        self._waiting: list[Tensor] = []
+        self._added = 0  # rows that no longer wait
+        self._mean = torch.zeros(d, dtype=torch.float64, device=device)
+        self._m2 = torch.zeros(d, d, dtype=torch.float64, device=device)
+
+    @property
+    def mean(self) -> Tensor:
+        """(d,) of all rows seen."""
+        self._add_waiting()
+        return self._mean
+
+    @property
+    def m2(self) -> Tensor:
+        """(d, d) of all rows seen."""
+        self._add_waiting()
+        return self._m2
 
     def update(self, rows_nd: Tensor, origin_n: Tensor | None = None) -> None:
-        """Add rows (n, d) of any floating dtype; where they came from is not kept."""
+        """Add rows (n, d) of any floating dtype, which must not be changed afterwards; where they came from is not
+        kept.
+        """
         self.eps = max(self.eps, torch.finfo(rows_nd.dtype).eps)
         if len(rows_nd) == 0:
             return
-        rows_nd = rows_nd.to(self.mean.device).to(torch.float64)
-        mean = rows_nd.mean(0)
-        centred_nd = rows_nd - mean
-        self._combine(len(rows_nd), mean, centred_nd.T @ centred_nd)
+        self._waiting.append(rows_nd)
+        self.count += len(rows_nd)
+        if self.count - self._added >= _BLOCK:
+            self._add_waiting()
 
     def merge(self, other: Moments) -> None:
         """Add the rows that `other` has seen; `other` stays as it is."""
         self.eps = max(self.eps, other.eps)
-        self._combine(other.count, other.mean.to(self.mean.device), other.m2.to(self.mean.device))
+        if other.count:
+            mean = other.mean.to(self.mean.device)
+            self._shift(other.count, mean)
+            self._m2 += other.m2.to(mean.device)
+            self.count = self._added
 
     def all_reduce(self, groups: tuple[Any, ...], counts_n: Tensor) -> None:
         """Make every process hold the moments of all processes' rows together.
@@ -55,20 +81,28 @@ class Moments:
         for group in groups:
             dist.all_reduce(mean, group=group)
         delta = self.mean - mean
-        self.m2.addr_(delta, delta, alpha=self.count)
+        self._m2.addr_(delta, delta, alpha=self.count)
         for group in groups:
-            dist.all_reduce(self.m2, group=group)
-        self.count, self.mean = total, mean
+            dist.all_reduce(self._m2, group=group)
+        self.count, self._added, self._mean = total, total, mean
 
-    def _combine(self, count: int, mean: Tensor, m2: Tensor) -> None:
-        total = self.count + count
-        if count == 0:
+    def _add_waiting(self) -> None:
+        if not self._waiting:
             return
-        delta = mean - self.mean
-        self.mean = self.mean + delta * (count / total)
-        self.m2 += m2
-        self.m2.addr_(delta, delta, alpha=self.count * count / total)
-        self.count = total
+        rows_nd = torch.cat(self._waiting).to(self._mean.device).to(torch.float64)
+        self._waiting = []
+        mean = rows_nd.mean(0)
+        rows_nd -= mean
+        self._shift(len(rows_nd), mean)
+        self._m2.addmm_(rows_nd.T, rows_nd)
+
+    def _shift(self, count: int, mean: Tensor) -> None:
+        """What `count` rows of another mean bring to the count, to the mean and, by its distance, to M2."""
+        total = self._added + count
+        delta = mean - self._mean
+        self._mean = self._mean + delta * (count / total)
+        self._m2.addr_(delta, delta, alpha=self._added * count / total)
+        self._added = total
 
 
 class Rows:

@@ -166,6 +166,7 @@ def scenarios(folder: Path) -> dict[str, Callable[[], Any]]:
         "n = d": lambda: measured(8, batch_size=3),
         "one batch": lambda: measured(33, batch_size=64),
         "one batch, n <= d": lambda: measured(7, batch_size=64),
+        "fewer rows than processes": lambda: measured(1, positions=4),
         "several positions": lambda: measured(21, positions=3),
         "all positions": lambda: measured(21, positions="all"),
         "intervals": lambda: measured(45, intervals=True),

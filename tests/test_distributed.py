@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import distributed_worker
+import processes
 import pytest
 
-HERE = Path(__file__).parent
 TIMEOUT = 150.0  # seconds for both processes; they take a few
 
 
@@ -27,30 +23,7 @@ TIMEOUT = 150.0  # seconds for both processes; they take a few
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two processes found."""
     folder = tmp_path_factory.mktemp("two")
-    env = {**os.environ, "PYTHONPATH": f"{HERE.parent}:{HERE}", "OMP_NUM_THREADS": "1"}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, str(HERE / "distributed_worker.py"), str(rank), "2", str(folder)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=env,
-        )
-        for rank in range(2)
-    ]
-    said, deadline = [], time.monotonic() + TIMEOUT
-    try:
-        for worker in workers:
-            said.append(worker.communicate(timeout=max(1.0, deadline - time.monotonic()))[0])
-    except subprocess.TimeoutExpired:
-        pytest.fail(f"two processes hung for {TIMEOUT:g} s")
-    finally:
-        for worker in workers:
-            if worker.poll() is None:
-                worker.kill()
-                worker.wait()
-    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(said)
-    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
+    return processes.run_together("distributed_worker.py", 2, folder, TIMEOUT)
 
 
 @pytest.fixture
@@ -89,6 +62,7 @@ def test_there_are_two_processes(two: list[dict[str, Any]]) -> None:
         "n = d",
         "one batch",
         "one batch, n <= d",
+        "fewer rows than processes",
         "several positions",
         "all positions",
         "bf16 model",
