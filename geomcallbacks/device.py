@@ -11,6 +11,8 @@ def device_of(model: nn.Module) -> torch.device:
     that are kept in the host's memory are brought to.
     """
     for parameter in model.parameters():
+        if parameter.is_meta:  # accelerate brings its weights in block by block
+            continue
         mesh = getattr(parameter, "device_mesh", None)
         if mesh is None or mesh.device_type == parameter.device.type:
             return parameter.device

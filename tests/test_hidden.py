@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from accelerate import cpu_offload
 from torch import Tensor, nn
 
 from geomcallbacks import GeometryMonitor, ProbeSet
 from geomcallbacks.hidden import Reader, leave_no_trace
-from geomcallbacks.locate import unwrap
+from geomcallbacks.locate import blocks_of, unwrap
 from geomcallbacks.moments import Rows
 from geomcallbacks.positions import check_positions, position_count, position_index
 
@@ -550,6 +551,46 @@ def test_neither_head_nor_cache_is_computed() -> None:
     model.model.register_forward_hook(lambda module, args, output: seen.append(output.past_key_values))
     read(model, tiny.probe(8))
     assert seen == [None]
+
+
+@pytest.mark.parametrize(("layers", "run"), [(0, 1), (1, 1), ([0, 2], 2), (3, 3), (-1, 3), ([1, "norm"], 3)])
+@pytest.mark.parametrize("kind", ["llama", "gpt_neox", "gpt2"])
+def test_blocks_behind_the_deepest_layer_do_not_run(kind: str, layers: object, run: int) -> None:
+    """Layer 0 is what enters the first block, which begins; a module that is named may run again."""
+    model = tiny.model(kind)
+    if layers == [1, "norm"]:
+        layers = [1, {"llama": "model.norm", "gpt_neox": "gpt_neox.final_layer_norm", "gpt2": "transformer.ln_f"}[kind]]
+    wanted = read(model, tiny.probe(8), [0, 1, 2, 3])
+    begun: list[int] = []
+    for index, block in enumerate(blocks_of(model)):
+        block.register_forward_pre_hook(lambda module, args, index=index: begun.append(index))
+    got = read(model, tiny.probe(8), layers)
+    assert begun == list(range(run))
+    for label in wanted.keys() & got.keys():
+        assert torch.equal(got[label], wanted[label])
+
+
+def test_what_accelerate_brings_in_goes_out_again() -> None:
+    """A model whose weights lie elsewhere between passes is run to its end, so that each hook sees it."""
+    model, probe = tiny.model("llama"), tiny.probe(8)
+    wanted = read(model, probe, 1)["layer1"]
+    offloaded = cpu_offload(model, execution_device=torch.device("cpu"))
+    assert all(p.is_meta for p in offloaded.model.layers.parameters())
+    got = read(offloaded, probe, 1)["layer1"]
+    assert torch.equal(got, wanted)
+    assert all(p.is_meta for p in offloaded.model.layers.parameters())
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_mask_is_given_where_there_is_padding(padded: bool) -> None:
+    model, seen = tiny.model("llama"), []
+    model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["attention_mask"]), with_kwargs=True
+    )
+    ids_nt, mask_nt = tiny.rows(8)
+    probe = ProbeSet.from_token_ids(ids_nt, mask_nt if padded else None)
+    read(model, probe)
+    assert [mask is not None for mask in seen] == [padded]
 
 
 def test_features_hold_no_graph() -> None:

@@ -236,6 +236,31 @@ def test_batches_hold_each_row_once_longest_first(batch_size: int) -> None:
             assert mask.tolist() == [1] * length + [0] * (len(mask) - length)
 
 
+def test_batches_are_cut_once() -> None:
+    probe = tiny.probe(64)
+    assert probe.batches(16) is probe.batches(16)
+    assert probe.batches(16) is not probe.batches(8)
+
+
+def test_batches_of_one_width_have_one_shape_and_the_same_rows() -> None:
+    probe = tiny.probe(64)
+    plain, wide = probe.batches(16), probe.batches(16, one_width=True)
+    assert {batch.input_ids_bt.shape for batch in wide} == {(16, int(probe.lengths_n.max()))}
+    assert len({batch.input_ids_bt.shape for batch in plain}) > 1
+    for one, other in zip(plain, wide, strict=True):
+        assert torch.equal(one.rows_b, other.rows_b)
+        assert torch.equal(one.lengths_b, other.lengths_b)
+        assert torch.equal(one.input_ids_bt[one.mask_bt.bool()], other.input_ids_bt[other.mask_bt.bool()])
+
+
+def test_length_bucketed_batches_carry_little_padding() -> None:
+    """Rows of 8 to 20 tokens, 1,024 of them: padded each to the longest they would be a third padding."""
+    probe = tiny.probe(1024)
+    real = int(probe.lengths_n.sum())
+    assert sum(batch.input_ids_bt.numel() for batch in probe.batches(32)) < 1.05 * real
+    assert probe.input_ids_nt.numel() > 1.4 * real
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5, 8])
 @pytest.mark.parametrize("rows", [1, 4, 9])
 def test_dealing_gives_whole_batches_and_equal_shares(rows: int, world_size: int) -> None:
