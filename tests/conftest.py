@@ -1,6 +1,9 @@
-"""Settings of all tests: no network, no tracker account, one thread's arithmetic repeatable."""
+"""Settings of all tests: no network, no tracker account, one thread's arithmetic repeatable; and the tally of faults."""
 
 import os
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
@@ -14,3 +17,34 @@ import torch
 @pytest.fixture(autouse=True)
 def _same_start() -> None:
     torch.manual_seed(0)
+
+
+Tally = Callable[..., None]
+
+
+@pytest.fixture
+def tally(record_property: Callable[[str, Any], None]) -> Tally:
+    """`tally(kind, injected=1, survived=1)`: what the table at the end of `make test-faults` counts."""
+
+    def count(kind: str, injected: int = 1, survived: int = 1) -> None:
+        record_property("fault", [kind, injected, survived])
+
+    return count
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """How many faults of each kind were injected and survived, where faults alone were asked for."""
+    if "fault" not in (config.option.markexpr or "").split():
+        return
+    injected, survived = Counter[str](), Counter[str]()
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome):
+            for key, value in report.user_properties:
+                if key == "fault" and report.when == "call":
+                    injected[value[0]] += value[1]
+                    survived[value[0]] += value[2]
+    terminalreporter.section("faults")
+    width = max(map(len, injected), default=0)
+    terminalreporter.write_line(f"{'kind':<{width}} {'injected':>10} {'survived':>10}")
+    for kind in sorted(injected):
+        terminalreporter.write_line(f"{kind:<{width}} {injected[kind]:>10,} {survived[kind]:>10,}")
