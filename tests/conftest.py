@@ -1,4 +1,4 @@
-"""Settings of all tests: no network, no tracker account, one thread's arithmetic repeatable; and the tally of faults."""
+"""Settings of all tests: no network, no tracker account, one thread's arithmetic repeatable; the tally of faults."""
 
 import os
 from collections import Counter
