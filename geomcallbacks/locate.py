@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from geomcallbacks.zero3 import is_partitioned
+
 Layers = int | str | Sequence[int | str]
 
 
@@ -31,10 +33,12 @@ class ReadPoint:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside DDP, DataParallel and torch.compile wrappers."""
+    """The model inside DDP, DataParallel, DeepSpeed and torch.compile wrappers."""
     while True:
         if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
             model = model.module
+        elif "DeepSpeedEngine" in {kind.__name__ for kind in type(model).__mro__}:
+            model = model.module  # type: ignore[assignment]
         elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
             model = model._orig_mod  # type: ignore[assignment]
         else:
@@ -94,7 +98,8 @@ def vocabulary_of(language_model: Any) -> int | None:
     """How many token ids the model knows, or None where its embedding does not say."""
     # PEFT's wrappers of an embedding hide num_embeddings, but not the weight.
     weight = getattr(language_model.get_input_embeddings(), "weight", None)
-    return int(weight.shape[0]) if isinstance(weight, Tensor) and weight.ndim == 2 else None
+    shape: Sequence[int] = getattr(weight, "ds_shape", getattr(weight, "shape", ()))  # ZeRO-3 leaves an empty tensor
+    return int(shape[0]) if isinstance(weight, Tensor) and len(shape) == 2 else None
 
 
 def longest_of(language_model: Any) -> int | None:
@@ -147,19 +152,17 @@ def refuse_sharded(model: nn.Module) -> None:
     """
     from torch.distributed.tensor import DTensor
 
-    if any(isinstance(p, DTensor) for p in model.parameters()):
+    if any(isinstance(p, DTensor) or is_partitioned(p) for p in model.parameters()):
         raise ValueError(
-            "the model's parameters are sharded over processes (FSDP, tensor parallel): behaviour is measured by one"
-            " process and would wait for the others; measure it on saved checkpoints (geomcallbacks trace)"
+            "the model's parameters are sharded over processes (FSDP, tensor parallel, ZeRO-3): behaviour is measured"
+            " by one process and would wait for the others; measure it on saved checkpoints (geomcallbacks trace)"
         )
 
 
 def refuse_unsupported(model: nn.Module) -> None:
-    """Raise ``ValueError`` for FSDP1, ZeRO-3 and prompt-learning adapters."""
+    """Raise ``ValueError`` for FSDP1 and prompt-learning adapters."""
     if "FullyShardedDataParallel" in {type(child).__name__ for child in model.modules()}:
         raise ValueError("the model is wrapped by FullyShardedDataParallel: shard it by fully_shard (fsdp_version: 2)")
-    if any(hasattr(p, "ds_id") for p in model.parameters()):
-        raise ValueError("the model's parameters are partitioned by DeepSpeed ZeRO-3: not supported yet")
     for child in model.modules():
         adapters = getattr(child, "peft_config", None)
         if isinstance(adapters, dict) and any(getattr(a, "is_prompt_learning", False) for a in adapters.values()):

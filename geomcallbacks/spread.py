@@ -1,8 +1,8 @@
 """How a model is spread over the processes of a run, as far as reading it must know.
 
 Replicated models (DDP, or every process with its own copy) hold no collective inside their forward pass. The forward
-pass of a sharded model (FSDP2, tensor parallel) does: every process must enter it, through the module that its shards
-are gathered for, and as often as all others.
+pass of a sharded model (FSDP2, tensor parallel, DeepSpeed ZeRO-3) does: every process must enter it, through the module
+that its shards are gathered for, and as often as all others.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+
+from geomcallbacks.zero3 import forget_pass, is_partitioned, refuse_unreadable
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Spread:
             parallel) are given the same rows and are in none of them together.
         index: which share of the rows is this process's, from 0.
         count: how many shares there are.
-        sharded: parameters are parts (DTensors), so that a forward pass waits for other processes.
+        sharded: parameters are parts (DTensors, or of ZeRO-3), so that a forward pass waits for other processes.
         dtype: in which a sharded model's own policy has it computed; None where it has none.
     """
 
@@ -45,11 +47,14 @@ def spread_of(model: nn.Module) -> Spread:
     groups: tuple[Any, ...]
     sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
     states = _fsdp_states(model)
+    partitioned: Any = next(filter(is_partitioned, model.parameters()), None)
     if isinstance(model, nn.parallel.DistributedDataParallel):
         groups = (model.process_group,)
     elif states:
         # Where parameters lie on several meshes (experts), most rows differ over the widest.
         groups = max((_data_parallel(info) for info in _mesh_infos(states)), key=_size, default=())
+    elif partitioned is not None:
+        groups = (partitioned.ds_process_group,)
     else:  # tensor parallel alone: other replicas are unknown, so that each reads all rows
         groups = () if sharded else (dist.group.WORLD,)
     index = 0
@@ -57,16 +62,24 @@ def spread_of(model: nn.Module) -> Spread:
         index = index * group.size() + group.rank()
     policies = [state._mp_policy.param_dtype for state in states]
     dtype = next((dtype for dtype in policies if dtype is not None), None)
-    return Spread(groups, index, _size(groups), sharded or bool(states), dtype)
+    sharded = sharded or bool(states) or partitioned is not None
+    return Spread(groups, index, _size(groups), sharded, dtype)
 
 
 def entry_of(model: nn.Module, language_model: nn.Module) -> nn.Module:
-    """The module to call of a sharded model: the outermost FSDP module around the language model, else that itself.
+    """The module to call of a sharded model: the outermost FSDP module around the language model, else that itself;
+    under ZeRO-3 the whole model, whose first hook begins a pass.
 
     Called anywhere further inside, FSDP takes the module it meets first for its root, and later refuses the real one.
+
+    Raises:
+        ValueError: the whole model, under ZeRO-3, cannot be called with tokens.
     """
     from torch.distributed.fsdp import FSDPModule
 
+    if any(map(is_partitioned, model.parameters())):
+        refuse_unreadable(model)
+        return model
     for module in model.modules():
         if isinstance(module, FSDPModule) and any(child is language_model for child in module.modules()):
             return module
@@ -74,12 +87,16 @@ def entry_of(model: nn.Module, language_model: nn.Module) -> nn.Module:
 
 
 def release(model: nn.Module) -> None:
-    """Put every FSDP module's parameters back into shards: a root keeps them gathered for a backward pass."""
+    """Put every FSDP module's parameters back into shards, since a root keeps them gathered for a backward pass; let
+    ZeRO-3 forget the pass.
+    """
     from torch.distributed.fsdp import FSDPModule
 
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+    if any(map(is_partitioned, model.parameters())):
+        forget_pass(model)
 
 
 def _fsdp_states(model: nn.Module) -> list[Any]:

@@ -35,6 +35,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.utils.logging import disable_progress_bar
 
 from geomcallbacks import ProbeSet, Schedule
@@ -66,6 +67,7 @@ class Stage:
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         disable_progress_bar()  # of the weights' loading
+        unset_hf_deepspeed_config()  # ZeRO-3 would cut weights as they load, and they are used whole before training
         with PartialState().main_process_first():
             self._open()
         if settings.model_revision is not None and hasattr(args, "model_init_kwargs"):
@@ -244,7 +246,18 @@ class Stage:
         return [geometry, BehaviourCallback(measures, schedule=schedule)]
 
     def train(self, trainer: Trainer) -> None:
-        """Trains, from the last checkpoint where there is one, and saves the weights, adapters merged."""
+        """Trains, from the last checkpoint where there is one, and saves the weights, adapters merged.
+
+        Behaviour is left out where weights are sharded: each measure needs the whole model on one device.
+
+        Raises:
+            SystemExit: Adapters are trained, and weights are sharded.
+        """
+        if _shards(trainer):
+            if self.settings.lora_rank:
+                raise SystemExit("--lora_rank: adapters of sharded weights are not merged here; launch with ddp.yaml")
+            trainer.remove_callback(BehaviourCallback)
+            PartialState().print("weights are sharded: geometry is measured, behaviour is not (no behaviour.jsonl)")
         checkpoint = self._last_checkpoint()
         if checkpoint is not None:
             self._restore(trainer, checkpoint)
@@ -258,6 +271,8 @@ class Stage:
         elif trainer.is_world_process_zero():
             trainer.accelerator.unwrap_model(trainer.model).merge_and_unload().save_pretrained(self.folder / "model")
             trainer.processing_class.save_pretrained(self.folder / "model")
+        if trainer.is_deepspeed_enabled:
+            unset_hf_deepspeed_config()  # and so are the trained ones, afterwards
         PartialState().wait_for_everyone()
 
     def _last_checkpoint(self) -> Path | None:
@@ -271,7 +286,8 @@ class Stage:
         Trainer (Transformers 5.23) skips those that a file names otherwise than the model does, and would go on with
         those of the start: the head of a Pythia is ``embed_out`` in the one and ``lm_head`` in the other.
         """
-        if any(checkpoint.glob("model*.safetensors")):  # not adapters, not shards of FSDP
+        # Not adapters, not shards of FSDP; and DeepSpeed reads files of its own, by the model's names.
+        if any(checkpoint.glob("model*.safetensors")) and not trainer.is_deepspeed_enabled:
             saved = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=self.settings.dtype)
             trainer.model.load_state_dict(saved.state_dict())
 
@@ -284,7 +300,14 @@ class Stage:
         results |= {"updates": self.updates, "device": device, "processes": PartialState().num_processes}
         results |= {"date": time.strftime("%Y-%m-%d"), "minutes": round(minutes, 2)}
         write_whole(self.folder / "finished.json", json.dumps(results, indent=1))
-        print(f"\nfinished in {minutes:.1f} minutes: {self.folder}/ holds geometry.jsonl, behaviour.jsonl and model/")
+        left = [file for file in ("geometry.jsonl", "behaviour.jsonl") if (self.folder / file).is_file()]
+        print(f"\nfinished in {minutes:.1f} minutes: {self.folder}/ holds {', '.join(left)} and model/")
+
+
+def _shards(trainer: Trainer) -> bool:
+    """Returns whether no process will hold the whole model: under FSDP and ZeRO-3."""
+    plugin = trainer.accelerator.state.deepspeed_plugin if trainer.is_deepspeed_enabled else None
+    return trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3)
 
 
 def end_processes() -> None:

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from geomcallbacks import GeometryMonitor, ProbeSet
 from geomcallbacks.hidden import Reader, leave_no_trace
-from geomcallbacks.locate import blocks_of, unwrap
+from geomcallbacks.locate import blocks_of, refuse_sharded, unwrap
 from geomcallbacks.moments import Rows
 from geomcallbacks.positions import check_positions, position_count, position_index
+from geomcallbacks.spread import entry_of
 
 
 def read(
@@ -362,10 +363,15 @@ def encoder_decoder() -> nn.Module:
     return T5ForConditionalGeneration(T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))
 
 
-def sharded() -> nn.Module:
+def of_zero3() -> nn.Module:
+    """As ZeRO-3 marks it, without the hooks that gather it."""
     model = tiny.model()
     next(model.parameters()).ds_id = 0
     return model
+
+
+class FullyShardedDataParallel(nn.Sequential):
+    """Named as FSDP1's wrapper, which needs a process group."""
 
 
 @pytest.mark.parametrize(
@@ -384,7 +390,10 @@ def sharded() -> nn.Module:
         (lambda: Reader(tiny.model(), []), r"layers=\[\] reads nothing: give a layer"),
         (lambda: Reader(tiny.model(), [3, -1]), r"layers=\[3, -1\] names a layer twice \(layer3, layer3\)"),
         (lambda: Reader(Plain(), 2, module="mix"), r"layers=2 counts the blocks of a Trans.*name the submodule"),
-        (lambda: Reader(sharded()), r"partitioned by DeepSpeed ZeRO-3: not supported yet"),
+        (lambda: Reader(FullyShardedDataParallel(tiny.model())), r"shard it by fully_shard \(fsdp_version: 2\)"),
+        (lambda: entry_of(of_zero3(), tiny.model()), r"the hook that begins a pass was not found: give the engine"),
+        (lambda: entry_of(nn.Sequential(of_zero3()), tiny.model()), r"Sequential is part.*takes no input_ids: give"),
+        (lambda: refuse_sharded(of_zero3()), r"sharded over processes .*measure it on saved checkpoints"),
         (lambda: read(tiny.model("llama"), tiny.probe(4), "lm_head"), r"layer 'lm_head' was not reached.*forward="),
         (lambda: read(Plain(), tiny.probe(4), "mix.nothing"), r"layers='mix.nothing' is no submodule"),
     ],
