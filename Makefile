@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One thread a process: tests are small, and two of them run at a time.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 WANDB_MODE=offline
 
-.PHONY: install demo contrast analysis phases bottleneck real-model test test-faults check bench test-gpu format clean
+.PHONY: install demo contrast analysis phases bottleneck scale real-model test test-faults check bench test-gpu format clean
 
 install: $(VENV)/installed
 
@@ -27,6 +27,10 @@ phases: install
 
 bottleneck: install
 	$(BIN)/python recipes/softmax_bottleneck.py --large
+
+scale: install
+	$(BIN)/python recipes/scale.py
+	$(BIN)/python recipes/scale_check.py
 
 contrast: install
 	WANDB_MODE=offline WANDB_SILENT=true $(BIN)/python recipes/contrast.py --config recipes/configs/contrast_tiny.yaml
@@ -51,8 +55,9 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# BENCH='--quick', or '--only spectrum growth': see python -m bench --help.
 bench: install
-	$(BIN)/python tests/bench.py
+	PYTHONPATH=tests:recipes $(BIN)/python -m bench $(BENCH)
 
 test-gpu: install
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; \

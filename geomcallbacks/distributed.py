@@ -28,6 +28,13 @@ def worst(status: int, groups: tuple[Any, ...], device: torch.device) -> int:
     return int(largest.item())
 
 
+def any_process(flag: bool, device: torch.device) -> bool:
+    """Whether any process says so."""
+    if world_size() == 1:
+        return flag
+    return worst(int(flag), (dist.group.WORLD,), device) > 0
+
+
 def first_decides(decision: bool, device: torch.device) -> bool:
     """The decision of the first process."""
     if world_size() == 1:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -52,6 +53,7 @@ class MonitorCallback(TrainerCallback):
         self._default_path = monitor.path is None
         self._queue = TrackerQueue()
         self._trackers: list[TrainerCallback] = []
+        self._siblings: list[TrainerCallback] = []
 
     def _measured(self, state: TrainerState, model: nn.Module, tokens: int | None, last: bool) -> Row | None:
         """Measure if it is due after `state.global_step` updates; None where nothing was measured."""
@@ -61,17 +63,20 @@ class MonitorCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Check arguments and model, and measure update 0 of a run that is not resumed."""
-        self._trackers = _tracking_siblings()
+        self._siblings = _siblings()
+        kinds = tuple(INTEGRATION_TO_CALLBACK.values())
+        self._trackers = [callback for callback in self._siblings if isinstance(callback, kinds)]
         monitor = self._driven
         if self._default_path and args.output_dir is not None:
             monitor.path = Path(args.output_dir) / self.file
-        mark = f"geomcallbacks {monitor.key}"
-        known = state.stateful_callbacks.get(mark)  # of a resumed run
-        monitor.run_id = known["attributes"]["run_id"] if known else None
+        monitor.ending = partial(self._is_ending, state, control)
+        monitor.run_id = monitor.spent = None
+        known = state.stateful_callbacks.get(self._mark)  # of a resumed run
+        if known and state.global_step > 0:
+            monitor.load_state_dict({"step": state.global_step} | known["attributes"])
         with _autocast(args):
             monitor.start(kwargs["model"], step=state.global_step, total_steps=state.max_steps)
-        # Goes into each checkpoint's trainer_state.json: which record file the run goes on in.
-        state.stateful_callbacks[mark] = {"args": {}, "attributes": {"run_id": monitor.run_id}}
+        self._keep(state)
         if state.global_step == 0:
             self._step(args, state, control, kwargs["model"])
 
@@ -99,10 +104,19 @@ class MonitorCallback(TrainerCallback):
         last = control.should_training_stop
         with _autocast(args):
             row = self._measured(state, model, tokens, last)
+        self._keep(state)
         if row is not None:
             self._log(args, state, control, row)
         if last:  # trackers close in their own on_train_end, which comes before ours
             self._queue.flush()
+
+    def _keep(self, state: TrainerState) -> None:
+        """Put into each checkpoint's trainer_state.json in which record file, and on what budget, the run goes on."""
+        state.stateful_callbacks[self._mark] = {"args": {}, "attributes": self._driven.state_dict()}
+
+    @property
+    def _mark(self) -> str:
+        return f"geomcallbacks {self._driven.key}"
 
     def _log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, row: Row) -> None:
         # Never through Trainer.log or the handler's on_log: they would swallow the loss row of this step.
@@ -123,6 +137,15 @@ class MonitorCallback(TrainerCallback):
             else:  # here and now: some, such as MLflow, keep their run in the thread that started it
                 call = partial(tracker.on_log, args, state, control, logs=dict(row.values))
                 self._queue.call(type(tracker).__name__, call)
+
+    def _is_ending(self, state: TrainerState, control: TrainerControl) -> bool:
+        """Whether SIGTERM has come, as far as Trainer knows: with `enable_jit_checkpoint` it saves and stops early."""
+        for sibling in self._siblings:
+            manager = getattr(sibling, "jit_manager", None)
+            if manager is not None:
+                stops_early = control.should_training_stop and state.global_step < state.max_steps
+                return bool(manager.is_checkpoint_requested or stops_early)
+        return False
 
     def _log_wandb(self, row: Row, step: int) -> None:
         import wandb
@@ -146,28 +169,30 @@ class MonitorCallback(TrainerCallback):
         self._queue.submit("TensorBoard", write)
 
 
-def _tracking_siblings() -> list[TrainerCallback]:
-    """The tracker callbacks of the Trainer that is calling us.
+def _siblings() -> list[TrainerCallback]:
+    """The callbacks of the Trainer that is calling us.
 
-    A callback is given no Trainer and no siblings, yet TensorBoard's open writer is known to its callback alone: it is
-    found through the handler that stands further up the stack.
+    A callback is given no Trainer and no siblings, yet TensorBoard's open writer is known to its callback alone, and
+    that the process has been told to end to another: they are found through the handler further up the stack.
     """
     frame = sys._getframe(1)
     while frame is not None:
         handler = frame.f_locals.get("self")
         if isinstance(handler, CallbackHandler):
-            kinds = tuple(INTEGRATION_TO_CALLBACK.values())
-            return [callback for callback in handler.callbacks if isinstance(callback, kinds)]
+            return list(handler.callbacks)
         frame = frame.f_back  # type: ignore[assignment]
     return []
 
 
 def _autocast(args: TrainingArguments) -> AbstractContextManager[Any]:
-    """What `accelerator.autocast()` gives: accelerate wraps the model's own forward only, and the backbone is called
-    without it.
+    """The autocast that accelerate puts around the model's own forward, since the backbone is called without it.
+
+    There is none under FSDP2 and DeepSpeed, whose own policies say what is computed in which dtype.
     """
-    mixed = AcceleratorState().mixed_precision
-    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.bfloat16}.get(mixed)
+    state = AcceleratorState()
+    if state.is_fsdp2 or state.distributed_type == DistributedType.DEEPSPEED:
+        return nullcontext()
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.bfloat16}.get(state.mixed_precision)
     return nullcontext() if dtype is None else torch.autocast(args.device.type, dtype=dtype)
 
 

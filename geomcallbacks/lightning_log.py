@@ -62,6 +62,7 @@ class MonitorCallback(L.Callback):
         step = self._driven.resumed_from or trainer.fit_loop.epoch_loop._batches_that_stepped
         total = trainer.estimated_stepping_batches
         known = int(total) if math.isfinite(total) and total >= 0 else None
+        self._driven.ending = lambda: trainer.received_sigterm
         with trainer.precision_plugin.forward_context():
             self._driven.start(pl_module, step=step, total_steps=known)
         if step == 0:

@@ -6,7 +6,7 @@ All processes of a run take part and end with the same numbers or the same failu
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,7 +27,7 @@ from geomcallbacks.settings import Settings
 from geomcallbacks.spectrum import spectrum_of
 from geomcallbacks.spread import release
 
-_OK, _OUT_OF_MEMORY, _FAILED = 0, 1, 2
+_OK, _OUT_OF_MEMORY, _FAILED, _ENDING = range(4)
 _SUMMARY = len(METRIC_NAMES) + 1  # numbers of `summarise`
 _DTYPE_NAMES: dict[Any, str] = {
     torch.float64: "fp64",
@@ -49,6 +49,10 @@ _LOST = (
     " checkpoint with a smaller batch_size (now {}) where memory ran out, or without the callback"
 )
 _ELSEWHERE = "another process failed to measure: its own message says why"
+
+
+class EndingError(Exception):
+    """The process has been told to end, and the pass over the probe is given up."""
 
 
 @dataclass
@@ -108,7 +112,14 @@ def _widths(reader: Reader, probe: ProbeSet, settings: Settings) -> list[int]:
 
 
 def measure_probe(
-    model: nn.Module, label: str, probe: ProbeSet, settings: Settings, *, step: int, tokens: int | None = None
+    model: nn.Module,
+    label: str,
+    probe: ProbeSet,
+    settings: Settings,
+    *,
+    step: int,
+    tokens: int | None = None,
+    ending: Callable[[], bool] | None = None,
 ) -> list[GeometryRecord]:
     """The geometry of `model` on one probe.
 
@@ -119,14 +130,19 @@ def measure_probe(
         settings: how they are read. Where memory runs out, with half the `batch_size`; records say so.
         step: optimiser updates that the weights have received.
         tokens: training tokens seen.
+        ending: asked between batches whether the process has been told to end.
 
     Returns:
         A record for each layer.
+
+    Raises:
+        EndingError: a process has been told to end.
+        LostPassError: this process failed inside the forward pass of a sharded model.
     """
     begin = time.perf_counter()
     reader = settings.reader(model)
     device = device_of(reader.called)
-    layers, settings, notes, precision = _gather(reader, probe, settings, device)
+    layers, settings, notes, precision = _gather(reader, probe, settings, device, ending)
     bad = torch.stack([layer.bad for layer in layers.values()])
     for group in reader.spread.groups:
         dist.all_reduce(bad, group=group)
@@ -162,7 +178,11 @@ def measure_probe(
 
 
 def _gather(
-    reader: Reader, probe: ProbeSet, settings: Settings, device: torch.device
+    reader: Reader,
+    probe: ProbeSet,
+    settings: Settings,
+    device: torch.device,
+    ending: Callable[[], bool] | None,
 ) -> tuple[dict[str, _Gathered], Settings, list[str], str]:
     """One pass over a probe, in smaller batches where memory runs out; all processes act alike."""
     notes: list[str] = []
@@ -172,7 +192,9 @@ def _gather(
         try:
             with _one_pass(reader, settings, device):
                 precision = _precision(reader, device)
-                layers = _pass(reader, probe, settings, device)
+                layers = _pass(reader, probe, settings, device, ending)
+        except EndingError as caught:
+            status, error = _ENDING, caught
         except Exception as caught:
             if reader.spread.sharded:
                 message = _LOST.format(rank(), type(caught).__name__, caught, settings.batch_size)
@@ -181,6 +203,8 @@ def _gather(
         status = worst(status, reader.spread.groups, device)
         if status == _OK:
             break
+        if status == _ENDING:
+            raise error or EndingError
         if status == _FAILED or settings.batch_size == 1:
             raise error or RuntimeError(_ELSEWHERE)
         settings = replace(settings, batch_size=settings.batch_size // 2)
@@ -214,11 +238,19 @@ def _together(groups: tuple[Any, ...], device: torch.device) -> Iterator[None]:
         raise error or RuntimeError(_ELSEWHERE)
 
 
-def _pass(reader: Reader, probe: ProbeSet, settings: Settings, device: torch.device) -> dict[str, _Gathered]:
+def _pass(
+    reader: Reader,
+    probe: ProbeSet,
+    settings: Settings,
+    device: torch.device,
+    ending: Callable[[], bool] | None,
+) -> dict[str, _Gathered]:
     layers: dict[str, _Gathered] = {}
     n = settings.features(probe)
     batches = probe.batches(settings.batch_size, one_width=settings.compile)
     for batch, counted in deal(batches, reader.spread.index, reader.spread.count):
+        if ending is not None and not reader.spread.sharded and ending():  # among shards others wait in the same batch
+            raise EndingError
         features, origin = reader.read(batch, settings.positions)
         for point in reader.points:
             feature_md = features[point.label]

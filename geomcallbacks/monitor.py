@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,12 @@ from geomcallbacks.device import device_of
 from geomcallbacks.distributed import from_first, rank
 from geomcallbacks.hidden import ForwardFn
 from geomcallbacks.locate import Layers, layer_list
-from geomcallbacks.measure import LostPassError, check_fit, measure_probe
+from geomcallbacks.measure import EndingError, LostPassError, check_fit, measure_probe
 from geomcallbacks.metrics import DEFAULT_WINDOW
 from geomcallbacks.phases import PHASE_NAMES, PhaseTracker
 from geomcallbacks.positions import Positions
 from geomcallbacks.probe import ProbeSet
-from geomcallbacks.record import GeometryRecord, read_records
+from geomcallbacks.record import CONVENTION, GeometryRecord, read_records
 from geomcallbacks.run_monitor import RunMonitor
 from geomcallbacks.schedule import Schedule
 from geomcallbacks.settings import Settings, about
@@ -88,6 +88,7 @@ class GeometryMonitor(RunMonitor):
         tokens_per_update: int | None = None,
         total_steps: int | None = None,
         from_scratch: bool | None = None,
+        allow_change: bool = False,
     ) -> None:
         super().__init__(schedule, path, on_error, total_steps)
         self.settings = Settings(
@@ -99,6 +100,7 @@ class GeometryMonitor(RunMonitor):
         self.spectra = spectra
         self.tokens_per_update = tokens_per_update
         self.from_scratch = from_scratch
+        self.allow_change = allow_change
         self.transitions: list[str] = []
         self._curves: dict[tuple[str, str], PhaseTracker] = {}
 
@@ -131,10 +133,12 @@ class GeometryMonitor(RunMonitor):
         if tokens is None and self.tokens_per_update is not None:
             tokens = step * self.tokens_per_update
         records: list[GeometryRecord] = []
-        with self._measuring(model, step):
+        with self._measuring(model, step), suppress(EndingError):
             for label, probe in self.probes.items():
                 with self._forgiving(step):
-                    records += measure_probe(model, label, probe, self.settings, step=step, tokens=tokens)
+                    records += measure_probe(
+                        model, label, probe, self.settings, step=step, tokens=tokens, ending=self.ending
+                    )
                     self._keep_batch_size(records[-1])
             with self._forgiving(step):
                 self._follow(records)
@@ -147,7 +151,7 @@ class GeometryMonitor(RunMonitor):
         """What fails inside costs its numbers, not the run; but for what no process can come back from."""
         try:
             yield
-        except LostPassError:
+        except (EndingError, LostPassError):
             raise
         except Exception as error:
             if self.on_error == "raise":
@@ -181,20 +185,32 @@ class GeometryMonitor(RunMonitor):
         return f"{self.settings.layers} {self.settings.positions} {sorted(self.probes)}"
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings for a checkpoint: the update it is of, and what is measured on."""
-        step = self.resumed_from if self._last_call is None else self._last_call[0]
-        return {"step": step, "run_id": self.run_id, "probes": {k: p.fingerprint for k, p in self.probes.items()}}
+        """Plain numbers and strings for a checkpoint: those of `RunMonitor.state_dict`, and what is measured how."""
+        return super().state_dict() | self._what_and_how()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint: the record file is continued, not begun anew.
+        """Go on from a checkpoint. See `RunMonitor.load_state_dict`.
 
         Raises:
-            ValueError: the checkpoint's run was measured on other probes.
+            ValueError: the checkpoint's run was measured on other probes or by another convention.
         """
-        now = {label: rows.fingerprint for label, rows in self.probes.items()}
-        if state["probes"] != now:
-            raise ValueError(f"the run was measured on probes {state['probes']}, and now has {now}: give it the same")
-        self.resumed_from, self.run_id = int(state["step"]), state.get("run_id")
+        for name, now in self._what_and_how().items():
+            if name in state and state[name] != now and not self.allow_change:
+                raise ValueError(
+                    f"the run was measured with {name} = {state[name]}, and now has {now}: give it the same, or"
+                    " allow_change=True to go on in its record file all the same"
+                )
+        super().load_state_dict(state)
+
+    def _what_and_how(self) -> dict[str, Any]:
+        """What makes numbers comparable along a run, in plain numbers and strings."""
+        return {
+            "probes": {label: rows.fingerprint for label, rows in self.probes.items()},
+            "convention": CONVENTION,
+            "positions": self.settings.positions,
+            "alpha_window": list(self.settings.alpha_window),
+            "precision": self.settings.precision,
+        }
 
     def _check(self, model: nn.Module) -> None:
         """The model's vocabulary, its layers, and d against the window; n < 4d warns."""
@@ -230,13 +246,23 @@ class GeometryMonitor(RunMonitor):
             except (OSError, ValueError) as error:
                 self._warn_once("recall", f"phases start anew: {self._writer.path} could not be read ({error})")
                 rows = []
-            points = [[row["probe"], row["layer"], row["step"], row["rankme"]] for row in rows if row["step"] <= step]
+            points = [
+                [row["probe"], row["layer"], row["step"], row["rankme"]]
+                for row in rows
+                if row["step"] <= step and self._is_ours(row)
+            ]
         curves: dict[tuple[str, str], list[tuple[int, float | None]]] = {}
         for probe, layer, at, value in json.loads(from_first(json.dumps(points), device_of(model))):
             curves.setdefault((probe, layer), []).append((at, value))
         for key, curve in curves.items():
             self._curves[key] = PhaseTracker(self.from_scratch)
             self._curves[key].load(curve)
+
+    def _is_ours(self, row: Mapping[str, Any]) -> bool:
+        """Whether a record is of the present probe and positions, not of those before an allowed change."""
+        probe = self.probes.get(row["probe"])
+        measured = (row.get("fingerprint"), row.get("positions"))
+        return probe is not None and measured in ((probe.fingerprint, self.settings.positions), (None, None))
 
     def _keep_probes(self) -> None:
         """Save the probes beside the record file: `geomcallbacks trace` measures the run's checkpoints on them."""

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from geomcallbacks.device import device_of
-from geomcallbacks.distributed import first_decides, rank
+from geomcallbacks.distributed import any_process, first_decides, rank
 from geomcallbacks.once import WarnOnce
 from geomcallbacks.record import RecordWriter
 from geomcallbacks.schedule import Ledger, Schedule
@@ -48,12 +48,18 @@ class RunMonitor(ABC):
         self.total_steps = self._total_given = total_steps
         self.resumed_from = 0  # update of the checkpoint that the run goes on from
         self.run_id: str | None = None  # of the run that goes on, from its checkpoint
+        self.spent: Mapping[str, float] | None = None  # what measuring had cost it, from its checkpoint
         self._ledger = Ledger(schedule.budget)
         self._writer: RecordWriter | None = None
         self._started = False
         self._last_measured: int | None = None
-        self._last_call: tuple[int, float] | None = None
+        self._last_step: int | None = None
+        self._clock = (0, 0.0)  # update and time up to which training is booked
+        self._optional = False  # whether the measurement under way is one that the budget let through
         self._warn_once = WarnOnce()
+        #: Says whether the process has been told to end, so that nothing is measured any more. Set by adapters to what
+        #: their framework knows of SIGTERM; a signal handler of our own there is none.
+        self.ending: Callable[[], bool] | None = None
 
     @property
     @abstractmethod
@@ -90,23 +96,28 @@ class RunMonitor(ABC):
         self.close()
         self.total_steps = self._total_given if total_steps is None else total_steps
         if step == 0:
-            self.run_id = None
+            self.run_id = self.spent = None
         self._check(model)
-        self._ledger = Ledger(self.schedule.budget)
+        self._ledger = Ledger(self.schedule.budget, step, self.spent)
         # A checkpoint is written after its update was measured, if that was due.
         self._last_measured = step if step > 0 else None
-        self._last_call, self._started = (step, time.perf_counter()), True
+        self._last_step, self._clock, self._started = step, (step, time.perf_counter()), True
         self._to_file(lambda: self._open(step))
         self.run_id = self._writer.run_id if self._writer is not None else None
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings for a checkpoint: the update it is of, and which record file goes on."""
-        step = self.resumed_from if self._last_call is None else self._last_call[0]
-        return {"step": step, "run_id": self.run_id}
+        """Plain numbers and strings for a checkpoint: the update it is of, which record file goes on, and, where there
+        is a budget, what of it is spent.
+        """
+        step = self.resumed_from if self._last_step is None else self._last_step
+        state: dict[str, Any] = {"step": step, "run_id": self.run_id}
+        if self.schedule.budget is not None:
+            state["spent"] = self.spent if self._last_step is None else self._ledger.state_dict()
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint: the record file is continued, not begun anew."""
-        self.resumed_from, self.run_id = int(state["step"]), state.get("run_id")
+        """Go on from a checkpoint: record file and budget are continued, not begun anew."""
+        self.resumed_from, self.run_id, self.spent = int(state["step"]), state.get("run_id"), state.get("spent")
 
     def close(self) -> None:
         """Close the record file. Closing twice is harmless."""
@@ -117,17 +128,21 @@ class RunMonitor(ABC):
     def _if_due(self, model: nn.Module, step: int, last: bool, measure: Callable[[], Found]) -> Found | None:
         """What `measure` gives, if a measurement is due after `step` updates, not yet done, and within the budget."""
         self._start_once(model)
-        if self._last_call is not None:
-            self._ledger.trained(time.perf_counter() - self._last_call[1], step - self._last_call[0])
-        found: Found | None = None
-        if step != self._last_measured and (last or self.schedule.is_due(step, self.total_steps)):
-            if last or self.schedule.is_fixed(step, self.total_steps) or self._within_budget(model):
-                found = measure()
-            elif self._writer is not None:
-                writer = self._writer
-                self._to_file(lambda: writer.skip(step, "budget"))
-        self._last_call = (step, time.perf_counter())
-        return found
+        due = step != self._last_measured and (last or self.schedule.is_due(step, self.total_steps))
+        if due or not self._ledger.warm:
+            self._book_training(model, step, wait=due)
+        self._last_step = step
+        if not due or self._is_ending(model):
+            return None
+        fixed = last or self.schedule.is_fixed(step, self.total_steps)
+        if not fixed and not self._within_budget(model):
+            self._skip(step)
+            return None
+        self._optional = not fixed
+        try:
+            return measure()
+        finally:
+            self._optional = False
 
     @contextmanager
     def _measuring(self, model: nn.Module, step: int) -> Iterator[None]:
@@ -135,8 +150,43 @@ class RunMonitor(ABC):
         self._start_once(model)
         begin = time.perf_counter()
         self._last_measured = step
-        yield
-        self._ledger.measured(time.perf_counter() - begin, self.schedule.is_fixed(step, self.total_steps))
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - begin
+            self._clock = (self._clock[0], self._clock[1] + seconds)  # it is no training
+            self._ledger.measured(seconds, fixed=not self._optional)
+
+    def _book_training(self, model: nn.Module, step: int, wait: bool) -> None:
+        """Book the time since training was last booked. `wait`: with all that a device still has to do for it, which
+        the measurement would otherwise be charged with.
+        """
+        device = device_of(model)
+        if wait and self.schedule.budget is not None and device.type != "cpu":
+            torch.accelerator.synchronize(device)
+        now = time.perf_counter()
+        self._ledger.trained(now - self._clock[1], step - self._clock[0])
+        self._clock = (step, now)
+
+    def _skip(self, step: int) -> None:
+        """Note in the record file that the budget did not allow a measurement; say so once."""
+        if rank() != 0:  # the others' ledgers decide nothing
+            return
+        account = self._ledger.account(self.total_steps)
+        if self._ledger.knows_pace:
+            cost, spent, allowed = (f"{account[key]:.3g} s" for key in ("cost", "spent", "allowed"))
+            self._warn_once(
+                "budget",
+                f"budget={self.schedule.budget} does not allow the measurement at step {step}: one takes up to {cost},"
+                f" and of {allowed} allowed by now {spent} are spent. What else is skipped stands in the record file",
+            )
+        if self._writer is not None:
+            writer = self._writer
+            self._to_file(lambda: writer.skip(step, "budget", account))
+
+    def _is_ending(self, model: nn.Module) -> bool:
+        """Whether any process has been told to end: a signal does not reach all of them at once."""
+        return self.ending is not None and any_process(self.ending(), device_of(model))
 
     def _start_once(self, model: nn.Module) -> None:
         if not self._started:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -18,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from geomcallbacks import GeometryMonitor, ProbeSet, Schedule
 from geomcallbacks.moments import Moments, Rows
-from geomcallbacks.record import RecordWriter
+from geomcallbacks.record import RecordWriter, read_lines
 
 
 class Model(nn.Module):
@@ -97,24 +99,50 @@ def spoilt_row() -> dict[str, Any]:
     return measured(40, model, layers="embed")
 
 
-def clocks_differ() -> list[int]:
-    """The second process's updates take no time, so that its own ledger would allow nothing."""
+def budgeted(path: Path | None, budget: float, updates: int, train: Callable[[int], None]) -> dict[str, Any]:
+    """At which updates a run within a budget is measured, and what it has spent."""
     watch = GeometryMonitor(
         probe(40),
         layers="mix",
         alpha_window=(1, 3),
-        schedule=Schedule(per_decade=0, every=1, budget=1.0),
-        total_steps=6,
+        batch_size=8,
+        schedule=Schedule(per_decade=0, every=1, budget=budget),
+        path=path,
+        total_steps=updates,
     )
-    model = wrapped(Model())
-    watch.start(model)
-    steps = []
-    for step in range(7):
-        watch._ledger.trained(1000.0 if rank() == 0 else 0.0, updates=1)
-        steps += [record.step for record in watch.step(model, step)]
-        if rank() == 1:
-            watch._ledger.measured(500.0, fixed=False)
-    return steps
+    model = Model()
+    ddp = wrapped(model)
+    watch.start(ddp)
+    model.fails = lambda rows: train(0)
+    steps = [record.step for record in watch.step(ddp, 0)]
+    for step in range(1, updates + 1):
+        train(step)
+        steps += [record.step for record in watch.step(ddp, step)]
+    watch.close()
+    return {"steps": steps, "spent": watch.state_dict()["spent"]}
+
+
+def clocks_differ() -> list[int]:
+    """The second process's updates take no time by its own clock, so that its own ledger would allow nothing."""
+    now = [0.0]
+
+    def train(step: int) -> None:
+        now[0] += 1000.0 if rank() == 0 and step > 0 else 1.0 if step == 0 else 0.0
+
+    with mock.patch("geomcallbacks.run_monitor.time.perf_counter", side_effect=lambda: now[0]):
+        return budgeted(None, 1.0, 6, train)["steps"]
+
+
+def loads_differ(folder: Path) -> dict[str, Any]:
+    """One process trains slowly and the other is slow to measure: a real clock, and 0.2 of the training time."""
+    measure, update = ((0.002, 0.02), (0.02, 0.0))[rank()]
+    (folder / "load").mkdir(exist_ok=True)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = budgeted(folder / "load" / "g.jsonl", 0.2, 40, lambda step: time.sleep(update if step else measure))
+    lines = read_lines(folder / "load" / "g.jsonl") if rank() == 0 else []
+    said = [str(one.message) for one in caught if "does not allow" in str(one.message)]
+    return found | {"skips": [line["step"] for line in lines if line["kind"] == "skip"], "warnings": len(said)}
 
 
 def reduced_store(kind: type, parts: list[int]) -> list[float]:
@@ -176,6 +204,7 @@ def scenarios(folder: Path) -> dict[str, Callable[[], Any]]:
         "out of memory on one": lambda: measured(65, on_second_process(3, oom), on_error="warn"),
         "failure on one": fails_and_goes_on,
         "clocks differ": clocks_differ,
+        "loads differ": lambda: loads_differ(folder),
         "moments": lambda: reduced_store(Moments, [37]),
         "moments of an idle process": lambda: reduced_store(Moments, [50]),
         "rows": lambda: reduced_store(Rows, [13]),

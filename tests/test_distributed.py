@@ -121,6 +121,16 @@ def test_first_process_decides_within_the_budget(two: list[dict[str, Any]]) -> N
     assert two[0]["clocks differ"] == two[1]["clocks differ"] == list(range(7))
 
 
+def test_the_budget_is_that_of_the_first_process_under_a_load_that_differs(two: list[dict[str, Any]]) -> None:
+    first, second = (process["loads differ"] for process in two)
+    assert first["steps"] == second["steps"]
+    assert sorted(first["steps"] + first["skips"]) == list(range(41))
+    assert first["steps"][:2] == [0, 2]
+    assert len(first["skips"]) > 10
+    assert first["spent"]["optional_seconds"] <= 1.2 * 0.2 * first["spent"]["training_seconds"]
+    assert (first["warnings"], second["warnings"]) == (1, 0)
+
+
 def test_first_process_writes(two: list[dict[str, Any]]) -> None:
     (probe,) = [name for name in two[0]["files"] if name.startswith("g-probes/")]
     files = [probe, "g-spectra/step-000000000.safetensors", "g.jsonl"]

@@ -307,6 +307,20 @@ def test_run_that_was_interrupted_is_resumed_in_its_own_file(tmp_path):
     assert not (tmp_path / "geometry-3.jsonl").exists()
 
 
+def test_resuming_with_another_probe_is_refused(tmp_path):
+    saving = dict(save_strategy="steps", save_steps=3)
+    trainer(tmp_path, [callback()], max_steps=3, **saving).train()
+    other = lambda **changes: GeometryCallback(tiny.probe(seed=9), **tiny.watching(**changes))
+    with pytest.raises(
+        ValueError, match=r"measured with probes = .* and now has .*: give it the same, or allow_change"
+    ):
+        trainer(tmp_path, [other()], **saving).train(resume_from_checkpoint=True)
+    trainer(tmp_path, [other(allow_change=True)], **saving).train(resume_from_checkpoint=True)
+    records = read_records(tmp_path / "geometry.jsonl")
+    assert [record["step"] for record in records] == [0, 2, 3, 4, 6]
+    assert len({record["fingerprint"] for record in records}) == 2
+
+
 def test_two_callbacks_in_one_trainer_keep_their_files_apart(tmp_path):
     saving = dict(save_strategy="steps", save_steps=3)
     both = lambda: [callback(layers=1), callback(layers=2)]

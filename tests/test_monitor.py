@@ -178,7 +178,7 @@ def test_measure_measures_whatever_the_schedule_says() -> None:
 
 
 def test_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """10 % of 100 updates of 1 s are 10 s, so three optional measurements of 3 s, taken early; the rest is noted."""
+    """10 % of 100 updates of 1 s are 10 s: three optional ones of 2.9 s, two of them early; the rest is noted."""
     clock, model = [0.0], tiny.model()
     monkeypatch.setattr("geomcallbacks.run_monitor.time", SimpleNamespace(perf_counter=lambda: clock[0]))
     watch = monitor(
@@ -189,17 +189,19 @@ def test_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     watch.start(model)
 
-    def takes_three_seconds(module: nn.Module, args: object) -> None:
-        clock[0] += 3.0
+    def takes_its_time(module: nn.Module, args: object) -> None:
+        clock[0] += 2.9
 
-    model.gpt_neox.register_forward_pre_hook(takes_three_seconds)
+    model.gpt_neox.register_forward_pre_hook(takes_its_time)
     measured = []
     for step in range(101):
         measured += [record.step for record in watch.step(model, step)]
         clock[0] += 1.0
-    assert measured == [0, 10, 20, 30, 55, 100]
+    # the k-th needs 2.9 k <= 5 + step / 20, and at 55 a fixed one is taken besides
+    assert measured == [0, 10, 20, 55, 80, 100]
     skips = [line for line in read_lines(tmp_path / "g.jsonl") if line["kind"] == "skip"]
-    assert [(line["step"], line["reason"]) for line in skips] == [(s, "budget") for s in (40, 50, 60, 70, 80, 90)]
+    assert [(line["step"], line["reason"]) for line in skips] == [(s, "budget") for s in (30, 40, 50, 60, 70, 90)]
+    assert [round(skips[0][key], 9) for key in ("cost", "spent", "allowed")] == [2.9, 5.8, 6.5]
 
 
 # --- what is recorded ---------------------------------------------------------------------------------------------
@@ -511,7 +513,7 @@ def test_unwritable_record_does_not_end_training(tmp_path: Path) -> None:
 def test_full_disk_costs_lines_of_the_file_and_nothing_else(tmp_path: Path) -> None:
     watch, model = monitor(on_error="warn", path=tmp_path / "g.jsonl", spectra=False), tiny.model()
     watch.step(model, 0)
-    watch._writer._file = open("/dev/full", "a")  # noqa: SIM115
+    watch._writer._file = open("/dev/full", "ab", buffering=0)  # noqa: SIM115
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         records = [watch.measure(model, step) for step in (1, 2)]
@@ -640,6 +642,46 @@ def test_state_before_and_after_a_run() -> None:
 def test_checkpoint_of_another_probe_is_refused() -> None:
     state = monitor({"a": tiny.probe()}).state_dict()
     for other in ({"a": tiny.probe(seed=9)}, {"b": tiny.probe()}, {"a": tiny.probe(), "b": tiny.probe()}):
-        with pytest.raises(ValueError, match=r"was measured on probes \{'a': .*\}, and now has .*: give it the same"):
+        with pytest.raises(
+            ValueError, match=r"was measured with probes = \{'a': .*\}, and now has .*: give it the same, or allow"
+        ):
             monitor(other).load_state_dict(state)
+        allowed = monitor(other, allow_change=True)
+        allowed.load_state_dict(state | {"step": 7})
+        assert allowed.resumed_from == 7
     monitor({"a": tiny.probe()}).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"alpha_window": (3, 9)}, r"alpha_window = \[2, 8\], and now has \[3, 9\]"),
+        ({"positions": 3}, "positions = last, and now has 3"),
+        ({"precision": "bf16"}, "precision = training, and now has bf16"),
+    ],
+)
+def test_checkpoint_of_another_convention_is_refused(changed: dict[str, Any], said: str) -> None:
+    state = json.loads(json.dumps(monitor().state_dict()))
+    with pytest.raises(ValueError, match=rf"the run was measured with {said}: give it the same"):
+        monitor(**changed).load_state_dict(state)
+    monitor(**changed, allow_change=True).load_state_dict(state)
+    monitor(batch_size=7).load_state_dict(state)  # says how, not what: the same numbers but for rounding
+
+
+def test_an_allowed_change_begins_another_curve(tmp_path: Path) -> None:
+    """Values of another probe say nothing of the phase."""
+    path, model = tmp_path / "g.jsonl", tiny.model()
+    before = monitor(path=path, schedule=Schedule(every=1))
+    for step in range(8):
+        before.step(model, step)
+    state = before.state_dict()
+    before.close()
+    after = monitor(tiny.probe(seed=9), path=path, allow_change=True)
+    after.load_state_dict(state)
+    after.start(model, step=7)
+    assert not after._curves
+    same = monitor(path=path)
+    after.close()
+    same.load_state_dict(state)
+    same.start(model, step=7)
+    assert len(same._curves) == 1
