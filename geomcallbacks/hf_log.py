@@ -105,7 +105,7 @@ class MonitorCallback(TrainerCallback):
         with _autocast(args):
             row = self._measured(state, model, tokens, last)
         self._keep(state)
-        if row is not None:
+        if row is not None and row.values:
             self._log(args, state, control, row)
         if last:  # trackers close in their own on_train_end, which comes before ours
             self._queue.flush()

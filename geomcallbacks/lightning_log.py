@@ -119,7 +119,7 @@ class MonitorCallback(L.Callback):
         seen = dict.fromkeys(row.missing, math.nan) | dict(row.values)
         trainer.callback_metrics.update({key: torch.tensor(value) for key, value in seen.items()})
         trainer.progress_bar_metrics.update({key: row.values[key] for key in row.shown if key in row.values})
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and row.values:
             for logger in trainer.loggers:
                 self._log(logger, row, step)
             for sentence in row.said:

@@ -140,6 +140,7 @@ class GeometryMonitor(RunMonitor):
                         model, label, probe, self.settings, step=step, tokens=tokens, ending=self.ending
                     )
                     self._keep_batch_size(records[-1])
+                    self._tell_of_nothing(step, records[-1])
             with self._forgiving(step):
                 self._follow(records)
             self._to_file(lambda: self._write_spectra(step, records))
@@ -222,6 +223,12 @@ class GeometryMonitor(RunMonitor):
         if record.batch_size < self.settings.batch_size:
             self.settings = replace(self.settings, batch_size=record.batch_size)
             self._warn_once("memory", f"the probe ran out of memory: batch_size is now {record.batch_size}")
+
+    def _tell_of_nothing(self, step: int, record: GeometryRecord) -> None:
+        """Say once that a measurement has no value at all, such as of states that are not finite."""
+        if rank() == 0 and all(value is None for value in record.metrics.values()):
+            reason = record.reasons["rankme"]
+            self._warn_once("nothing", f"geometry has no value at step {step}: {reason}; training goes on")
 
     def _follow(self, records: list[GeometryRecord]) -> None:
         """Give each record its phase, and say which phases have begun."""

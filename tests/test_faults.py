@@ -155,10 +155,8 @@ def test_run_survives(framework: Any, name: str, tmp_path: Path, tally: Callable
     assert same(got, undisturbed)
     assert FAULTS[name][1](read_records(path))
     said = [str(w.message) for w in caught if "injected" in str(w.message) or "geometry" in str(w.message)]
-    ours = [text for text in said if "not measured" in text or "could not be written" in text]
-    assert len(ours) == (0 if name in ("out of memory", "states that are not finite") else 1), (
-        ours
-    )  # once, not four times
+    ours = [text for text in said if any(word in text for word in ("not measured", "no value", "could not"))]
+    assert len(ours) == (0 if name == "out of memory" else 1), ours  # once, not four times
     tally(name, injected=4, survived=4)
 
 
