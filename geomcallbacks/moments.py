@@ -18,6 +18,8 @@ from geomcallbacks.device import float64_device, send
 
 #: Rows that are squared together: with a batch's few, M2 is read and written far more often than the arithmetic needs.
 _BLOCK = 1024
+#: Columns of M2 that are added together, from the diagonal down: what lies above is the same.
+_STRIP = 512
 
 
 class Moments:
@@ -46,6 +48,8 @@ class Moments:
     def m2(self) -> Tensor:
         """(d, d) of all rows seen."""
         self._add_waiting()
+        for start, end in self._strips():
+            self._m2[start:end, end:] = self._m2[end:, start:end].T
         return self._m2
 
     def update(self, rows_nd: Tensor, origin_n: Tensor | None = None) -> None:
@@ -94,7 +98,11 @@ class Moments:
         mean = rows_nd.mean(0)
         rows_nd -= mean
         self._shift(len(rows_nd), mean)
-        self._m2.addmm_(rows_nd.T, rows_nd)
+        for start, end in self._strips():
+            self._m2[start:, start:end].addmm_(rows_nd[:, start:].T, rows_nd[:, start:end])
+
+    def _strips(self) -> list[tuple[int, int]]:
+        return [(start, min(start + _STRIP, self.d)) for start in range(0, self.d, _STRIP)]
 
     def _shift(self, count: int, mean: Tensor) -> None:
         """What `count` rows of another mean bring to the count, to the mean and, by its distance, to M2."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import geomcallbacks.moments
 from geomcallbacks.device import float64_device
 from geomcallbacks.moments import Moments, Rows
 
@@ -69,6 +70,21 @@ def test_merging_leaves_the_other_as_it_was() -> None:
     assert other.count == before.count
     assert torch.equal(other.mean, before.mean)
     assert torch.equal(other.m2, before.m2)
+
+
+@pytest.mark.parametrize("strip", [1, 3, 7, 10])
+def test_blocks_and_strips_give_the_whole(monkeypatch: pytest.MonkeyPatch, strip: int) -> None:
+    """Rows that fill several blocks, with M2 read between them, at widths that strips divide and do not."""
+    monkeypatch.setattr(geomcallbacks.moments, "_BLOCK", 20)
+    monkeypatch.setattr(geomcallbacks.moments, "_STRIP", strip)
+    rows_nd = rows(3.0)
+    moments = Moments(D)
+    for first, batch_bd in zip(range(0, N, 9), rows_nd.split(9), strict=True):
+        moments.update(batch_bd)
+        if first % 4 == 0:
+            assert_whole(moments, rows_nd[: first + 9])
+    assert_whole(moments, rows_nd)
+    assert_whole(filled(rows_nd), rows_nd)
 
 
 def test_parts_with_means_far_apart() -> None:

@@ -1,0 +1,147 @@
+"""A training run with and without geometry, side by side."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedModel
+
+from bench.table import Section
+from geomcallbacks import GeometryMonitor, ProbeSet, Schedule
+
+D, LAYERS, VOCABULARY, ROWS, LENGTH = 32, 2, 256, 128, 32
+CHUNK = 25  # updates of one side before the next is given its turn
+WITHOUT = "without"
+
+
+@dataclass
+class Side:
+    """A run: its model and optimiser, and what measures it.
+
+    Attributes:
+        training: seconds of the updates of each chunk.
+        measuring: seconds that `GeometryMonitor.step` took, in all.
+        measured: how often it measured.
+    """
+
+    model: PreTrainedModel
+    optimiser: torch.optim.Optimizer
+    monitor: GeometryMonitor | None
+    training: list[float] = field(default_factory=list)
+    measuring: float = 0.0
+    measured: int = 0
+
+    def run(self, first: int, batches: Sequence[Tensor]) -> None:
+        """Updates `first`, `first` + 1, …, one for each batch (b, t + 1); before the first, update 0 is measured."""
+        self.training.append(0.0)
+        if first == 1:
+            self._measure(0)
+        for step, batch_bt in enumerate(batches, start=first):
+            begin = time.perf_counter()
+            self._update(batch_bt)
+            self.training[-1] += time.perf_counter() - begin
+            self._measure(step)
+
+    def _update(self, batch_bt: Tensor) -> None:
+        logits_btv = self.model(input_ids=batch_bt[:, :-1], use_cache=False).logits
+        loss = functional.cross_entropy(logits_btv.flatten(0, 1), batch_bt[:, 1:].flatten())
+        loss.backward()
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        loss.item()  # as a run does that prints its loss; the device's work ends inside the update's own time
+
+    def _measure(self, step: int) -> None:
+        if self.monitor is None:
+            return
+        begin = time.perf_counter()
+        self.measured += len(self.monitor.step(self.model, step))
+        self.measuring += time.perf_counter() - begin
+
+
+def overhead(device: torch.device, updates: int = 5000) -> Section:
+    """The share of a run's time that measuring takes, at two schedules; the denser for a fifth of the run."""
+    dense = Schedule(every=10, per_decade=0)
+    lengths = {WITHOUT: updates, "default schedule": updates, "every 10 updates": updates // 5}
+    generator = torch.Generator().manual_seed(0)
+    probe = ProbeSet.from_token_ids(torch.randint(0, VOCABULARY, (4 * D, LENGTH), generator=generator))
+    with tempfile.TemporaryDirectory() as folder:
+        runs = {
+            name: side(schedule, probe, Path(folder) / f"{name}.jsonl", lengths[name], device)
+            for name, schedule in zip(lengths, (None, Schedule(), dense), strict=True)
+        }
+        warm = side(Schedule(), probe, Path(folder) / "warm-up.jsonl", updates, device)
+        for first in range(1, updates + 1, CHUNK):
+            count = min(CHUNK, updates + 1 - first)
+            batches = torch.randint(0, VOCABULARY, (count, ROWS, LENGTH + 1), generator=generator).to(device).unbind()
+            if first == 1:
+                warm.run(first, batches)
+            for name, run in runs.items():
+                if first <= lengths[name]:
+                    run.run(first, batches)
+            if first + count > lengths["every 10 updates"] >= first:
+                halfway = {key: value.clone() for key, value in runs[WITHOUT].model.state_dict().items()}
+    section = Section(
+        f"Overhead on a training run of {updates:,} updates",
+        f"GPT-NeoX, d = {D}, {LAYERS} layers, {ROWS} x {LENGTH} tokens an update, AdamW, a plain loop with"
+        f" `GeometryMonitor`, which writes records and spectra; probe of n = 4d = {4 * D} rows of {LENGTH} tokens,"
+        ' positions="last": as many tokens as an update (for Pythia-160M, 3,072 rows of 512 are three quarters of one'
+        f" of its updates). The runs take turns, {CHUNK} updates each; the last ends after a fifth. Measuring is all"
+        " time in `GeometryMonitor.step`, whether it measures or not; the whole run is held against the same updates of"
+        " that without.",
+        [line(name, run, runs[WITHOUT]) for name, run in runs.items()],
+    )
+    same = alike(runs[WITHOUT].model.state_dict(), runs["default schedule"]) and alike(
+        halfway, runs["every 10 updates"]
+    )
+    section.remarks.append(f"Weights with and without: {'bit-identical' if same else 'they DIFFER'}.")
+    return section
+
+
+def line(name: str, run: Side, without: Side) -> dict[str, Any]:
+    """A run's row."""
+    training = sum(run.training)
+    cells = {"run": name, "updates (s)": training, "measurements": run.measured, "measuring (s)": run.measuring}
+    if run.measured:
+        cells |= {
+            "ms a measurement": 1e3 * run.measuring / run.measured,
+            "measuring by updates (%)": 100 * run.measuring / training,
+            "whole run by that without": (training + run.measuring) / sum(without.training[: len(run.training)]),
+            "median chunk by that without": median(run.training) / median(without.training[: len(run.training)]),
+        }
+    return cells
+
+
+def alike(state: dict[str, Tensor], run: Side) -> bool:
+    """Whether a run has these weights, bit for bit."""
+    return all(torch.equal(value, state[key]) for key, value in run.model.state_dict().items())
+
+
+def side(schedule: Schedule | None, probe: ProbeSet, path: Path, updates: int, device: torch.device) -> Side:
+    """A run before its first update; all have the same weights."""
+    torch.manual_seed(0)
+    config = GPTNeoXConfig(
+        vocab_size=VOCABULARY, hidden_size=D, num_hidden_layers=LAYERS, num_attention_heads=2, intermediate_size=4 * D
+    )
+    model = AutoModelForCausalLM.from_config(config).to(device)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    if schedule is None:
+        return Side(model, optimiser, None)
+    monitor = GeometryMonitor(
+        probe,
+        schedule=schedule,
+        path=path,
+        alpha_window=(4, 24),
+        batch_size=4 * D,
+        total_steps=updates,
+        on_error="raise",
+    )
+    return Side(model, optimiser, monitor)
