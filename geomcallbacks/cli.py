@@ -6,6 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from geomcallbacks.printable import printable
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
@@ -18,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(given.run(given))
     except (ValueError, OSError) as error:  # what the user can put right: the message says how
-        print(f"geomcallbacks {given.command}: {error}", file=sys.stderr)
+        print(printable(f"geomcallbacks {given.command}: {error}"), file=sys.stderr)
         return 2
 
 
@@ -61,7 +63,7 @@ def _phases(given: argparse.Namespace) -> int:
         print(json.dumps(found, indent=2))
         return 0
     parts = [f"probe {probe}, {layer}\n{table(phases)}" for (probe, layer), phases in curves.items()]
-    print("\n\n".join(parts))
+    print(printable("\n\n".join(parts)))
     return 0
 
 
@@ -94,7 +96,7 @@ def _report(given: argparse.Namespace) -> int:
         )
     except ModuleNotFoundError as error:
         raise ValueError(str(error)) from error
-    print(describe_report(runs, figures, page))
+    print(printable(describe_report(runs, figures, page)))
     return 0
 
 

@@ -2,14 +2,15 @@
 
 Every function takes a *descending* one-dimensional spectrum (a tensor on any device, or anything that
 ``torch.as_tensor`` accepts), computes in float64 and returns 0-dimensional float64 tensors, so that a caller can
-stack many of them and leave the device once. What the shape alone shows to be wrong raises ``ValueError``; what only
-the data show (a spectrum of zeros, a window that reaches into round-off) gives NaN, which the monitor turns into
-"no value" with a reason.
+stack many of them and leave the device once. What shape and type alone show to be wrong raises ``ValueError``; what
+only the data show (a spectrum of zeros, one that is negative, not finite or not descending, a window that reaches into
+round-off) gives NaN, which the monitor turns into "no value" with a reason.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -52,10 +53,10 @@ def rankme(eigenvalues: SpectrumLike, eps: float = 0.0, top: int | None = None) 
         A 0-d float64 tensor between 1 and r, or NaN when all eigenvalues are zero.
 
     Raises:
-        ValueError: the spectrum is not one-dimensional or is empty, `eps` is negative or `top` is below one.
+        ValueError: the spectrum is not one-dimensional or is empty, `eps` is no number from 0 or `top` none from 1.
     """
-    if top is not None and top < 1:
-        raise ValueError(f"top={top} keeps no eigenvalue: give a positive number, or None to keep all")
+    if top is not None:
+        top = _count(top, f"top={top!r} keeps no eigenvalue: give a positive number, or None to keep all")
     return _entropy_rank(_as_spectrum(eigenvalues)[:top], eps)
 
 
@@ -110,39 +111,37 @@ def alpha_req(
     r2 = 1.0 - residual.square().sum() / (y - y.mean()).square().sum()
     supported = numerical_rank(spectrum, floor) >= high
     # What round-off alone makes of equal eigenvalues has no line to explain: R² would be any number down to -inf.
-    flat = values[0] - values[-1] <= values[0] * len(spectrum) * torch.finfo(spectrum.dtype).eps
+    flat = values[0] - values[-1] <= values[0] * (len(spectrum) * torch.finfo(spectrum.dtype).eps)
     nothing = torch.full_like(slope, torch.nan)
     return torch.where(supported, 0.0 - slope, nothing), torch.where(supported & ~flat, r2, nothing)
 
 
 def participation_ratio(eigenvalues: SpectrumLike) -> Tensor:
     """(Σλ)²/Σλ²: the number of equal eigenvalues with the same first two moments. NaN when all are zero."""
-    spectrum = _as_spectrum(eigenvalues)
+    spectrum = _scaled(_as_spectrum(eigenvalues))
     return spectrum.sum().square() / spectrum.square().sum()
 
 
 def stable_rank(eigenvalues: SpectrumLike) -> Tensor:
     """Σλ/λ₁. NaN when all eigenvalues are zero."""
-    spectrum = _as_spectrum(eigenvalues)
-    return spectrum.sum() / spectrum[0]
+    return _scaled(_as_spectrum(eigenvalues)).sum()
 
 
 def top_share(eigenvalues: SpectrumLike, k: int) -> Tensor:
     """Share of the variance on the k leading directions: what compression makes grow. NaN when Σλ is zero.
 
     Raises:
-        ValueError: k is below one.
+        ValueError: k is no whole number from 1.
     """
-    if k < 1:
-        raise ValueError(f"k={k} takes no direction: give a positive number")
-    spectrum = _as_spectrum(eigenvalues)
+    k = _count(k, f"k={k!r} takes no direction: give a positive number")
+    spectrum = _scaled(_as_spectrum(eigenvalues))
     return spectrum[:k].sum() / spectrum.sum()
 
 
 def numerical_rank(eigenvalues: SpectrumLike, floor: Tensor | float = 0.0) -> Tensor:
     """How many eigenvalues stand above round-off, λᵢ > λ₁ · r · 2⁻⁵² and λᵢ > floor (as a 0-d integer tensor)."""
     spectrum = _as_spectrum(eigenvalues)
-    solver = spectrum[0] * len(spectrum) * torch.finfo(spectrum.dtype).eps
+    solver = spectrum[0] * (len(spectrum) * torch.finfo(spectrum.dtype).eps)
     return ((spectrum > solver) & (spectrum > floor)).sum()
 
 
@@ -206,8 +205,8 @@ def check_window(window: tuple[int, int]) -> tuple[int, int]:
     """Return `window` as two integers, or raise ``ValueError`` saying what a window of ranks looks like."""
     try:
         low, high = window
-        valid = low == int(low) and high == int(high) and low >= 1 and low + 2 <= high
-    except (TypeError, ValueError):
+        valid = low == int(low) and high == int(high) and low >= 1 and int(low) + 2 <= int(high)
+    except (TypeError, ValueError, OverflowError):  # the last of an infinite rank
         valid = False
     if not valid:
         raise ValueError(
@@ -218,19 +217,45 @@ def check_window(window: tuple[int, int]) -> tuple[int, int]:
 
 
 def _entropy_rank(spectrum: Tensor, eps: float) -> Tensor:
-    if eps < 0:
-        raise ValueError(f"eps={eps} is negative: give 0 or a small positive number")
+    if not isinstance(eps, int | float) or not 0 <= eps <= 1:
+        raise ValueError(f"eps={eps!r} is no share: give 0 or a small positive number")
+    spectrum = _scaled(spectrum)
     share = spectrum / spectrum.sum() + eps
     return torch.exp(-torch.special.xlogy(share, share).sum())
 
 
+def _count(value: int, message: str) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(message) from None
+    if number < 1:
+        raise ValueError(message)
+    return number
+
+
+def _scaled(spectrum: Tensor) -> Tensor:
+    """In units of λ₁, so that neither a sum nor a square leaves the range of float64."""
+    return spectrum / spectrum[0]
+
+
 def _as_spectrum(values: SpectrumLike) -> Tensor:
-    # Given a dtype, a list of Python floats does not go through float32, torch's default.
-    spectrum = values if isinstance(values, Tensor) else torch.as_tensor(values, dtype=torch.float64)
-    if spectrum.ndim != 1 or spectrum.numel() == 0:
+    try:
+        # Given a dtype, a list of Python floats does not go through float32, torch's default.
+        spectrum = values if isinstance(values, Tensor) else torch.as_tensor(values, dtype=torch.float64)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise ValueError(
-            f"a spectrum of shape {tuple(spectrum.shape)} was given: metrics take a non-empty one-dimensional one"
+            f"a spectrum of type {type(values).__name__} holds no numbers: give real ones ({error})"
+        ) from error
+    if spectrum.ndim != 1 or spectrum.numel() == 0 or spectrum.is_complex():
+        kind = "complex spectrum" if spectrum.is_complex() else "spectrum"
+        raise ValueError(
+            f"a {kind} of shape {tuple(spectrum.shape)} was given: metrics take a non-empty one-dimensional real one"
         )
     if spectrum.device.type == "mps":  # has no float64
         spectrum = spectrum.cpu()
-    return spectrum.to(torch.float64)
+    spectrum = spectrum.to(torch.float64)
+    # A solver's zero may be negative by its round-off, and no more.
+    round_off = spectrum[0] * (len(spectrum) * torch.finfo(spectrum.dtype).eps)
+    sound = (spectrum[-1] >= -round_off) & (spectrum[1:] <= spectrum[:-1]).all() & torch.isfinite(spectrum[0])
+    return torch.where(sound, spectrum.clamp_min(0.0), torch.nan)

@@ -130,8 +130,10 @@ class GeometryMonitor(RunMonitor):
 
     def measure(self, model: nn.Module, step: int, *, tokens: int | None = None) -> list[GeometryRecord]:
         """Measure now, whatever the schedule says. See `step`."""
+        step = int(step)  # NumPy's whole numbers are none to JSON
         if tokens is None and self.tokens_per_update is not None:
             tokens = step * self.tokens_per_update
+        tokens = None if tokens is None else int(tokens)
         records: list[GeometryRecord] = []
         with self._measuring(model, step), suppress(EndingError):
             for label, probe in self.probes.items():

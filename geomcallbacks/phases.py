@@ -45,6 +45,7 @@ _NOISE_FLOOR = 0.01  # of ln RankMe: what a fixed probe scatters from update to 
 _LEAST_CHANGE = 0.05  # of ln RankMe
 _MOST_POINTS = 200
 _LEAST_SPAN = math.log10(2)  # decades, of a phase between two others
+_LEAST_STEP = 1e-300  # the logarithm of what is less has no half decade below it
 _BEFORE_FIRST = 0.5  # decades from update 0 to the first positive update
 _NEAR_START = 1e-3  # share of the curve's updates
 _ALPHA_WAYS = {1: "rises", -1: "falls", 0: "flat"}
@@ -203,15 +204,23 @@ def _points(
         raise ValueError(f"{sizes}: give one of each for every measurement")
     points: dict[float, tuple[float, float, float]] = {}
     for step, value, other in zip(steps, rankme, others, strict=True):
-        if not (math.isfinite(step) and step >= 0):
-            raise ValueError(f"steps hold {step}: give updates or tokens, counted from 0")
-        if value is None or not math.isfinite(value):
+        place, height, slope = _finite(step), _finite(value), _finite(other)
+        if place is None or place < 0 or 0 < place < _LEAST_STEP:
+            raise ValueError(f"steps hold {step!r:.40}: give updates or tokens, counted from 0")
+        if height is None:
             continue
-        if value <= 0:
+        if height <= 0:
             raise ValueError(f"rankme is {value} at step {step}: RankMe is positive")
-        known = other is not None and math.isfinite(other)
-        points[float(step)] = (float(step), float(value), float(other) if other is not None and known else math.nan)
+        points[place] = (place, height, math.nan if slope is None else slope)
     return [points[step] for step in sorted(points)]
+
+
+def _finite(value: float | None) -> float | None:
+    """None for what is no number: NaN, infinite, or an integer that no float reaches."""
+    try:
+        return float(value) if value is not None and math.isfinite(value) else None
+    except OverflowError:
+        return None
 
 
 def _places(steps_n: Array) -> Array:
@@ -251,6 +260,7 @@ def _alpha_ways(places: Array, alpha_n: Array, found: list[Stretch]) -> list[str
     known = np.isfinite(alpha_n)
     if not known.any():
         return [None] * len(found)
+    alpha_n = alpha_n / max(1.0, float(np.abs(alpha_n[known]).max()))  # a square must stay within float64
     floor = max(_NOISE_FLOOR * float(np.median(np.abs(alpha_n[known]))), 1e-12)
     sigma = noise(places[known], alpha_n[known], floor)
     ways: list[str | None] = []

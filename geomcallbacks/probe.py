@@ -20,6 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from geomcallbacks.text import column_of, tokenise
+from geomcallbacks.token_rows import check_rows, left_aligned, row_of
 
 _FORMAT = "geomcallbacks.probe.v1"
 
@@ -61,7 +62,7 @@ class ProbeSet:
     """
 
     def __init__(self, input_ids_nt: Tensor, lengths_n: Tensor, *, dropped: int = 0) -> None:
-        _check_rows(input_ids_nt, lengths_n)
+        check_rows(input_ids_nt, lengths_n)
         width = int(lengths_n.max())
         keep = torch.arange(width) < lengths_n[:, None]
         self.input_ids_nt = input_ids_nt[:, :width].to("cpu", torch.int64) * keep
@@ -102,24 +103,24 @@ class ProbeSet:
                 every token is real.
 
         Raises:
-            ValueError: no rows, a row shorter than two tokens, negative ids, or a mask with holes.
+            ValueError: no rows, a row shorter than two tokens, what is no token id, or a mask with holes.
         """
         if not isinstance(ids_nt, Tensor):
-            rows = [torch.as_tensor(list(row), dtype=torch.int64) for row in ids_nt]
+            rows = [row_of(number, row) for number, row in enumerate(ids_nt)]
             if not rows:
                 raise ValueError("the probe is empty: give at least one row of token ids")
             if mask_nt is not None:
                 raise ValueError("mask_nt goes with a tensor of ids: rows given as lists have no padding to mask")
             lengths = torch.tensor([len(row) for row in rows])
             return cls(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), lengths)
-        if ids_nt.ndim != 2 or ids_nt.is_floating_point():
+        if ids_nt.ndim != 2 or ids_nt.is_floating_point() or ids_nt.is_complex():
             raise ValueError(
                 f"ids_nt of shape {tuple(ids_nt.shape)}, dtype {ids_nt.dtype}, are no token rows: give (n, t) integers"
             )
         ids_nt = ids_nt.to("cpu", torch.int64)
         if mask_nt is None:
             return cls(ids_nt, torch.full((len(ids_nt),), ids_nt.shape[1]))
-        return cls(*_left_aligned(ids_nt, mask_nt))
+        return cls(*left_aligned(ids_nt, mask_nt))
 
     @classmethod
     def from_texts(
@@ -212,7 +213,10 @@ class ProbeSet:
                 rows, lengths = file.get_tensor("input_ids"), file.get_tensor("lengths")
         except SafetensorError as error:
             raise ValueError(f"{path} is not a saved probe, or was torn: {error}") from error
-        probe = cls(rows, lengths, dropped=int(metadata.get("dropped", 0)))
+        try:
+            probe = cls(rows, lengths, dropped=int(metadata.get("dropped", 0)))
+        except ValueError as error:
+            raise ValueError(f"{path} is not a saved probe: {error}") from error
         if probe.fingerprint != metadata.get("fingerprint"):
             raise ValueError(
                 f"{path} holds rows of fingerprint {probe.fingerprint}, but says {metadata.get('fingerprint')}: it was"
@@ -253,36 +257,3 @@ def deal(batches: list[ProbeBatch], rank: int, world_size: int) -> list[tuple[Pr
     rounds = -(-len(batches) // world_size)
     mine = [(batch, True) for batch in batches[rank::world_size]]
     return mine + [(batches[0], False)] * (rounds - len(mine))
-
-
-def _check_rows(input_ids_nt: Tensor, lengths_n: Tensor) -> None:
-    if len(input_ids_nt) == 0 or len(lengths_n) == 0:
-        raise ValueError("the probe is empty: give at least one row of token ids")
-    shortest = int(lengths_n.min())
-    if shortest < 2:
-        raise ValueError(
-            f"row {int(lengths_n.argmin())} has {shortest} token(s): a probe's rows need at least two, because position"
-            " 0 is never measured; drop the short rows"
-        )
-    if int(input_ids_nt.min()) < 0:
-        raise ValueError(
-            f"token id {int(input_ids_nt.min())} is negative: mark padding in mask_nt instead of writing it into ids_nt"
-        )
-
-
-def _left_aligned(ids_nt: Tensor, mask_nt: Tensor) -> tuple[Tensor, Tensor]:
-    mask_nt = mask_nt.to("cpu") != 0
-    if mask_nt.shape != ids_nt.shape:
-        raise ValueError(f"mask_nt has shape {tuple(mask_nt.shape)}, ids_nt {tuple(ids_nt.shape)}: they must be equal")
-    if ids_nt.numel() == 0:
-        raise ValueError("the probe is empty: give at least one row of token ids")
-    lengths_n = mask_nt.sum(1)
-    start_n = mask_nt.int().argmax(1)
-    position_nt = torch.arange(ids_nt.shape[1]).expand_as(ids_nt)
-    solid_nt = (position_nt >= start_n[:, None]) & (position_nt < (start_n + lengths_n)[:, None])
-    if not torch.equal(solid_nt, mask_nt):
-        row = int((solid_nt != mask_nt).any(1).int().argmax())
-        raise ValueError(f"mask_nt has a hole in row {row}: real tokens must stand together, padding on either side")
-    ids_nt = torch.where(mask_nt, ids_nt, 0)  # whatever stood in the padding, -100 say, is no token
-    source_nt = (position_nt + start_n[:, None]).clamp_max(ids_nt.shape[1] - 1)
-    return ids_nt.gather(1, source_nt), lengths_n

@@ -6,6 +6,7 @@ The file is only ever appended to. Each start of a run writes a header line, eac
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from geomcallbacks.metrics import METRIC_NAMES
@@ -126,9 +128,9 @@ class RecordWriter:
         """Append one record: a GeometryRecord, or any flat mapping that has its `step` and no NaN."""
         self._write({"kind": "record"} | dict(record.to_dict() if isinstance(record, GeometryRecord) else record))
 
-    def skip(self, step: int, reason: str) -> None:
-        """Append that a measurement which was due was not taken, and why."""
-        self._write({"kind": "skip", "step": step, "reason": reason})
+    def skip(self, step: int, reason: str, about: Mapping[str, Any] = {}) -> None:
+        """Append that a measurement which was due was not taken, why, and what else is to be said `about` it."""
+        self._write({"kind": "skip", "step": step, "reason": reason} | dict(about))
 
     def write_spectra(self, step: int, spectra: Mapping[str, torch.Tensor]) -> str:
         """Keep the eigenvalues of one measurement, by "<probe>/<layer>"; returns the file, relative to the records."""
@@ -139,8 +141,7 @@ class RecordWriter:
         self._file.close()
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(line, allow_nan=False, ensure_ascii=False) + "\n")
-        self._file.flush()
+        _append(self._file, (json.dumps(line, allow_nan=False, ensure_ascii=False) + "\n").encode())
 
 
 def record_files(folder: Path, stem: str = "geometry") -> list[Path]:
@@ -185,16 +186,27 @@ def read_records(path: str | Path, *, as_frame: bool = False) -> list[dict[str, 
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line before the last is not JSON, or the file follows a later schema than this version knows.
+        ValueError: a line before the last is not JSON, the file follows a later schema than this version knows, or a
+            step is no number of updates.
     """
     records: list[dict[str, Any]] = []
     for line in read_lines(path):
         if line.get("kind") == "header":
-            if line.get("schema", 0) > SCHEMA:
-                raise ValueError(f"{path} follows schema {line['schema']}, this version reads {SCHEMA}: upgrade")
-            if line.get("resumed_from") is not None:
-                records = [record for record in records if record["step"] <= line["resumed_from"]]
+            schema, resumed_from = line.get("schema", 0), line.get("resumed_from")
+            if not _is_count(schema):
+                raise ValueError(f"{path} has a header of schema {schema!r}, which is no number: it was changed")
+            if schema > SCHEMA:
+                raise ValueError(f"{path} follows schema {schema}, this version reads {SCHEMA}: upgrade")
+            if resumed_from is not None:
+                if not _is_count(resumed_from):
+                    raise ValueError(f"{path} has a header with resumed_from={resumed_from!r}, which is no update")
+                records = [record for record in records if record["step"] <= resumed_from]
         elif line.get("kind") == "record":
+            if not _is_count(line.get("step")):
+                number = len(records) + 1
+                raise ValueError(
+                    f"{path}, record {number}: step is {line.get('step')!r}, and must be a number of updates from 0"
+                )
             records.append({key: value for key, value in line.items() if key != "kind"})
     if not as_frame:
         return records
@@ -206,20 +218,23 @@ def read_records(path: str | Path, *, as_frame: bool = False) -> list[dict[str, 
 def read_lines(path: str | Path) -> list[dict[str, Any]]:
     """Every whole line of a record file, headers and skips included. See `read_records` for what is raised."""
     lines: list[dict[str, Any]] = []
-    broken: tuple[int, ValueError] | None = None
+    broken: tuple[int, Exception] | None = None
     for number, text in enumerate(Path(path).read_bytes().split(b"\n"), start=1):
         if not text.strip():
             continue
         try:
-            line = json.loads(text)
+            line = json.loads(text.decode("utf-8-sig"), parse_constant=_refuse_constant)
             if not isinstance(line, dict):
                 raise ValueError("not an object")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             broken = broken or (number, error)
+            # A torn line begins as every line does; a crash of the system may have put zeros in its place.
+            if not text.lstrip(b"\0").startswith(b"{") and text.strip(b"\0"):
+                raise _not_a_record(path, *broken) from error
             continue
         # A broken line was torn if it was its process's last: the next whole one is then another process's header.
         if broken is not None and line.get("kind") != "header":
-            raise ValueError(f"{path}, line {broken[0]}, is not a record: {broken[1]}") from broken[1]
+            raise _not_a_record(path, *broken) from broken[1]
         broken = None
         lines.append(line)
     return lines
@@ -229,12 +244,38 @@ def read_spectra(path: str | Path, record: Mapping[str, Any]) -> torch.Tensor:
     """The eigenvalues (r,) that were kept with a record of the file `path`.
 
     Raises:
-        ValueError: no spectrum was kept with this record.
+        ValueError: no spectrum was kept with this record, or not in a file of the run's folder that holds it.
+        FileNotFoundError: the file has gone.
     """
-    if not record.get("spectrum"):
-        raise ValueError(f"no spectrum was kept at step {record.get('step')}: run with spectra=True")
-    file, key = record["spectrum"]
-    return load_file(str(Path(path).parent / file))[key]
+    step, kept = record.get("step"), record.get("spectrum")
+    if not kept:
+        raise ValueError(f"no spectrum was kept at step {step}: run with spectra=True")
+    if not (isinstance(kept, list | tuple) and len(kept) == 2 and all(isinstance(part, str) for part in kept)):
+        raise ValueError(f"{path}, step {step}: spectrum is {kept!r}, and must be a file and the key in it")
+    folder, (file, key) = Path(path).resolve().parent, kept
+    if "\0" in file or not (folder / file).resolve().is_relative_to(folder):
+        raise ValueError(f"{path}, step {step}: the spectrum's file {file!r} is outside the folder of the records")
+    if not (folder / file).is_file():  # a named pipe would be waited for
+        raise FileNotFoundError(f"{folder / file}, which holds the spectrum of step {step}, is no file there")
+    try:
+        values = load_file(str(folder / file))[key]
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(f"{folder / file} holds no spectrum {key!r}, or was torn: {error}") from error
+    if values.ndim != 1 or not values.is_floating_point():
+        raise ValueError(f"{folder / file} holds {key!r} of shape {tuple(values.shape)}, which is no spectrum")
+    return values
+
+
+def _not_a_record(path: str | Path, number: int, error: Exception) -> ValueError:
+    return ValueError(f"{path}, line {number}, is not a record: {error}")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
 
 
 def _open_locked(path: Path, resume: bool, run_id: str | None) -> tuple[Path, Any]:
@@ -246,7 +287,7 @@ def _open_locked(path: Path, resume: bool, run_id: str | None) -> tuple[Path, An
         if candidate.exists() and (run_id is None or _holds(candidate, run_id)):
             if run_id is not None and candidate.resolve() in _OPEN:
                 _OPEN[candidate.resolve()].close()
-            file = candidate.open("a", encoding="utf-8")
+            file = candidate.open("ab", buffering=0)
             if _lock(file):
                 return candidate, file
             file.close()
@@ -256,7 +297,7 @@ def _open_locked(path: Path, resume: bool, run_id: str | None) -> tuple[Path, An
         number += 1
         if candidate.exists() and candidate.stat().st_size > 0:
             continue
-        file = candidate.open("a", encoding="utf-8")
+        file = candidate.open("ab", buffering=0)
         # Another run may have begun the file between the look and the lock.
         if _lock(file) and file.tell() == 0:
             return candidate, file
@@ -294,8 +335,20 @@ def _lock(file: Any) -> bool:
     return True
 
 
+def _append(file: Any, data: bytes) -> None:
+    """All of `data` or nothing: where the disk is full, half a line must not stand before what follows later."""
+    end = os.fstat(file.fileno()).st_size
+    try:
+        while data:
+            data = data[file.write(data) :]
+    except OSError:
+        with contextlib.suppress(OSError):  # not a file that has an end, such as /dev/full
+            os.ftruncate(file.fileno(), end)
+        raise
+
+
 def _end_torn_line(path: Path, file: Any) -> None:
     """Put what follows a killed writer's unfinished line onto a line of its own."""
     with path.open("rb") as existing:
         if existing.seek(0, os.SEEK_END) and existing.seek(-1, os.SEEK_END) >= 0 and existing.read(1) != b"\n":
-            file.write("\n")
+            _append(file, b"\n")

@@ -128,6 +128,7 @@ class RunMonitor(ABC):
     def _if_due(self, model: nn.Module, step: int, last: bool, measure: Callable[[], Found]) -> Found | None:
         """What `measure` gives, if a measurement is due after `step` updates, not yet done, and within the budget."""
         self._start_once(model)
+        step = int(step)
         due = step != self._last_measured and (last or self.schedule.is_due(step, self.total_steps))
         if due or not self._ledger.warm:
             self._book_training(model, step, wait=due)
@@ -202,10 +203,11 @@ class RunMonitor(ABC):
         """A full disk costs lines of the file, not the run; and not the numbers, which all processes must share."""
         try:
             write()
-        except OSError as error:
+        except Exception as error:
             if self.on_error == "raise":
                 raise
-            self._warn_once("file", f"{self.record_path} could not be written ({error}); training goes on without")
+            said = f"{type(error).__name__}: {error}"
+            self._warn_once("file", f"{self.record_path} could not be written ({said}); training goes on without")
 
     def _open(self, step: int) -> None:
         if self.path is None or rank() != 0:

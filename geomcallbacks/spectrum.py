@@ -15,6 +15,8 @@ from geomcallbacks.moments import Moments, Rows
 
 #: Relative error of a float64 mean, generously: far below what features in float32 resolve.
 _ROUND_OFF = 1e-14
+#: Below this a float64 product has lost digits to its smallest exponent. Squares of float32's least are above 1e-90.
+_UNDERFLOW = torch.finfo(torch.float64).tiny / torch.finfo(torch.float64).eps
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,15 @@ def spectrum_of_rows(rows_nd: Tensor, eps: float | None = None) -> Spectrum:
     Args:
         rows_nd: the features.
         eps: of the dtype in which they were computed. None: that of `rows_nd`.
+
+    Raises:
+        ValueError: they are no rows of real numbers, or not finite, or so large that float64 does not hold a square.
     """
+    if rows_nd.ndim != 2 or rows_nd.numel() == 0 or not rows_nd.is_floating_point():
+        raise ValueError(
+            f"rows_nd of shape {tuple(rows_nd.shape)}, dtype {rows_nd.dtype}, are no features: give (n, d) of a"
+            " floating dtype, n and d at least one"
+        )
     n, d = rows_nd.shape
     eps = torch.finfo(rows_nd.dtype).eps if eps is None else eps
     rows_nd = rows_nd.to(torch.float64)
@@ -76,7 +86,7 @@ def _spectrum(centred: Tensor, uncentred: Tensor, mean: Tensor, floor: Tensor, n
     mean_norm = mean.norm()
     eigenvalues = _descending_eigenvalues(centred)[: n - 1] / max(n - 1, 1)
     # Equal rows leave the round-off of their own mean behind, which is no variance.
-    varies = eigenvalues.sum() > (mean_norm * _ROUND_OFF) ** 2
+    varies = eigenvalues.sum() > ((mean_norm * _ROUND_OFF) ** 2).clamp_min(_UNDERFLOW)
     squared = _descending_eigenvalues(uncentred)[: min(n, d)]
     # The root lifts round-off of 1e-16 to 1e-8, enough of it to count in an entropy: below the solver's error is zero.
     error = squared[0] * len(squared) ** 0.5 * torch.finfo(squared.dtype).eps
@@ -105,6 +115,8 @@ def _smaller_grams(centred_nd: Tensor, mean_d: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _descending_eigenvalues(symmetric: Tensor) -> Tensor:
+    if symmetric.device.type == "cpu" and not bool(torch.isfinite(symmetric).all()):  # elsewhere a look would wait
+        raise ValueError("the features are not finite, or above 1e150, so that float64 does not hold their squares")
     try:
         ascending: Tensor = torch.linalg.eigvalsh(symmetric)
     except RuntimeError:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+
+_CHARACTERS = 100_000  # that are tokenised of a text at first, and 64 for each token that is wanted
 
 
 def column_of(dataset: Any, name: str) -> Any:
@@ -27,12 +29,17 @@ def tokenise(
     texts: Iterable[str], tokenizer: Any, size: int, max_length: int, seed: int, min_length: int
 ) -> tuple[list[list[int]], int, list[int]]:
     """Rows of ids, how many texts were too short, and which texts became rows. See `ProbeSet.from_texts`."""
+    for name, value in (("size", size), ("max_length", max_length), ("min_length", min_length)):
+        if not isinstance(value, int) or value >= 2**31:
+            raise ValueError(f"{name}={value!r} is no number of rows or tokens: give a whole one")
     if size < 1:
         raise ValueError(f"size={size} is an empty probe: give a positive number of rows")
     if not 2 <= min_length <= max_length:
         raise ValueError(
             f"min_length={min_length} and max_length={max_length} leave no text: have 2 <= min_length <= max_length"
         )
+    if isinstance(texts, str | bytes | Mapping):
+        raise TypeError(f"texts is one {type(texts).__name__}: give a list of texts, or a stream")
     # Calling a fast tokenizer sets truncation and padding on it for good: the caller's must not change.
     tokenizer = copy.deepcopy(tokenizer)
     rows, taken, dropped, seen = [], [], 0, 0
@@ -40,7 +47,10 @@ def tokenise(
         seen += 1
         if not isinstance(text, str):
             raise TypeError(f"text {index} is a {type(text).__name__}, not a string: clean the texts before probing")
-        ids = _token_ids(tokenizer, text, max_length)
+        try:
+            ids = _token_ids(tokenizer, text, max_length)
+        except (TypeError, UnicodeError) as error:  # half of a surrogate pair: JSON can write one
+            raise ValueError(f"text {index} is no Unicode that a tokenizer takes: clean the texts ({error})") from error
         if len(ids) < min_length:
             dropped += 1
             continue
@@ -67,7 +77,15 @@ def _visit(texts: Iterable[str], seed: int) -> Iterator[tuple[int, str]]:
 
 def _token_ids(tokenizer: Any, text: str, max_length: int) -> list[int]:
     # One token more than wanted: an EOS that the tokenizer puts behind a cut text goes, and the row stays full.
-    ids = list(tokenizer(text, truncation=True, max_length=max_length + 1, padding=False)["input_ids"])
+    def take(part: str) -> list[Any]:
+        return list(tokenizer(part, truncation=True, max_length=max_length + 1, padding=False)["input_ids"])
+
+    # A tokenizer reads the whole text before it cuts: minutes, for a document of 100 MB.
+    length = _CHARACTERS + 64 * max_length
+    ids = take(text[:length])
+    while len(ids) <= max_length and length < len(text):
+        length *= 8
+        ids = take(text[:length])
     ids = ids[:max_length]
     while ids and ids[-1] == getattr(tokenizer, "eos_token_id", None):
         ids.pop()

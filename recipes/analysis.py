@@ -111,7 +111,7 @@ def probes_of(run: RunFolder) -> dict[str, ProbeSet]:
     """Returns the probe of a run, and others: a quarter of its rows, half of each row, text of another domain."""
     probe = ProbeSet.load(run.path / "probe.safetensors")
     rows, length = probe.input_ids_nt.shape
-    tokenizer = AutoTokenizer.from_pretrained(run.path / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(run.path / "tokenizer", trust_remote_code=False)
     other = probe_rows(Corpus.load(run.path / "corpus").texts("ood_test"), tokenizer, rows, length)
     return {
         "probe": probe,

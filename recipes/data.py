@@ -149,6 +149,10 @@ def _convert(
 def _reader_of(row: Mapping[str, Any], what: str, readers: Sequence[tuple[tuple[str, ...], Reader]]) -> Reader:
     for columns, reader in readers:
         if row.keys() >= set(columns):
+            read = [(name, row[name]) for name in columns] + [("input", row.get("input") or "")]
+            for name, value in read:
+                if not isinstance(value, str):
+                    raise ValueError(f"{what}: column {name!r} holds {value!r:.60}, not a text; leave such rows out")
             return reader
     known = "; or ".join(", ".join(columns) for columns, _ in readers)
     raise ValueError(f"{what}: the data set has the columns {sorted(row)}; rename them to {known}")
@@ -188,7 +192,7 @@ def _gsm8k_problem(row: Mapping[str, Any]) -> Row:
 
 def _final_answer(row: Mapping[str, Any]) -> str:
     found = _GSM8K_ANSWER.search(row["answer"])
-    if not found:
+    if not found or not found[1].replace(",", ""):
         raise ValueError(f"the answer {row['answer'][-60:]!r} has no '####' line; give GSM8K's format")
     return found[1].replace(",", "")
 

@@ -114,7 +114,9 @@ class Stage:
         with PartialState().main_process_first():
             if not folder.is_dir():
                 scratch = self.folder / "start.part"
-                read = AutoModelForCausalLM.from_pretrained(name, gguf_file=file, dtype=self.settings.dtype)
+                read = AutoModelForCausalLM.from_pretrained(
+                    name, gguf_file=file, dtype=self.settings.dtype, trust_remote_code=self.args.trust_remote_code
+                )
                 # What was read is plain weights by now, and still marked as quantized, which cannot be saved.
                 config = copy.deepcopy(read.config)
                 if hasattr(config, "quantization_config"):
@@ -122,7 +124,10 @@ class Stage:
                 model = type(read)(config).to(read.dtype)
                 model.load_state_dict(read.state_dict())
                 model.save_pretrained(scratch)
-                AutoTokenizer.from_pretrained(name, gguf_file=file).save_pretrained(scratch)
+                tokenizer = AutoTokenizer.from_pretrained(
+                    name, gguf_file=file, trust_remote_code=self.args.trust_remote_code
+                )
+                tokenizer.save_pretrained(scratch)
                 scratch.rename(folder)
         return str(folder)
 
@@ -136,13 +141,19 @@ class Stage:
 
     def _load(self, name: str, revision: str | None) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_pretrained(
-            name, revision=revision, dtype=self.settings.dtype, attn_implementation=self.settings.attention
+            name,
+            revision=revision,
+            dtype=self.settings.dtype,
+            attn_implementation=self.settings.attention,
+            trust_remote_code=self.args.trust_remote_code,
         )
         return model.to(self.args.device)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Loads the tokenizer of the start weights; EOS pads where it has no padding token."""
-        tokenizer = AutoTokenizer.from_pretrained(self.start, revision=self.settings.model_revision)
+        tokenizer = AutoTokenizer.from_pretrained(
+            self.start, revision=self.settings.model_revision, trust_remote_code=self.args.trust_remote_code
+        )
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
@@ -223,7 +234,9 @@ class Stage:
             size = dict(size=s.probe_rows, max_length=s.probe_length, text_column=s.probe_text_column)
             return ProbeSet.from_dataset(texts, tokenizer, **size)
         if self.base is not None:
-            of_base = AutoTokenizer.from_pretrained(self.base / "tokenizer")
+            of_base = AutoTokenizer.from_pretrained(
+                self.base / "tokenizer", trust_remote_code=self.args.trust_remote_code
+            )
             if of_base.get_vocab() == tokenizer.get_vocab():
                 return ProbeSet.load(self.base / "probe.safetensors")
         texts = self.corpus.texts("probe")
@@ -288,7 +301,9 @@ class Stage:
         """
         # Not adapters, not shards of FSDP; and DeepSpeed reads files of its own, by the model's names.
         if any(checkpoint.glob("model*.safetensors")) and not trainer.is_deepspeed_enabled:
-            saved = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=self.settings.dtype)
+            saved = AutoModelForCausalLM.from_pretrained(
+                checkpoint, dtype=self.settings.dtype, trust_remote_code=self.args.trust_remote_code
+            )
             trainer.model.load_state_dict(saved.state_dict())
 
     def finish(self, **results: Any) -> None:

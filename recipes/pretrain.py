@@ -207,7 +207,7 @@ def read_tokenizer(settings: PretrainSettings, corpus: Corpus) -> PreTrainedToke
     """Returns the tokenizer that ``--tokenizer`` names, or one trained on the pretraining part."""
     if settings.tokenizer is None:
         return train_tokenizer(corpus.texts("pretrain"), settings.vocab_size)
-    return AutoTokenizer.from_pretrained(settings.tokenizer)
+    return AutoTokenizer.from_pretrained(settings.tokenizer, trust_remote_code=False)
 
 
 def report(folder: RunFolder, trainer: L.Trainer) -> None:

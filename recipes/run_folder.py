@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from geomcallbacks import ProbeSet
 from geomcallbacks.report.loss import find_loss
+from geomcallbacks.trace.loading import refusal
 
 #: Settings that may differ between a run and its continuation: where it runs, not what it computes.
 FREE_ON_RESUME = frozenset(
@@ -85,14 +86,21 @@ class RunFolder:
         """Returns the number of updates that ``resume_file`` has received.
 
         Raises:
-            SystemExit: There is nothing to resume, or the settings are not those of the run.
+            SystemExit: There is nothing to resume, it cannot be read or holds code, or the settings are not those of
+                the run.
         """
         if not self.resume_file.is_file():
             raise SystemExit(f"--resume: {self.resume_file} does not exist; leave it out to start at update 0")
         before = json.loads((self.path / "settings.json").read_text())
         if changed := changed_settings(before, dataclasses.asdict(settings), FREE_ON_RESUME):
             raise SystemExit(f"--resume: {changed}. Give the settings of the run, or start a new one elsewhere")
-        checkpoint = torch.load(self.resume_file, map_location="cpu", mmap=True, weights_only=True)
+        try:
+            checkpoint = torch.load(self.resume_file, map_location="cpu", mmap=True, weights_only=True)
+        except Exception as error:
+            why = refusal(error)
+            raise SystemExit(
+                f"--resume: {self.resume_file} cannot be read ({why}); start a new run elsewhere"
+            ) from error
         return int(checkpoint["global_step"])
 
     def corpus(self) -> Corpus:

@@ -37,7 +37,7 @@ def build_model(settings: Any, tokenizer: PreTrainedTokenizerBase, positions: in
     config.eos_token_id = tokenizer.eos_token_id
     config.pad_token_id = tokenizer.pad_token_id
     config.max_position_embeddings = max(config.max_position_embeddings, positions)
-    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", trust_remote_code=False)
 
 
 def _small_config(settings: Any) -> PretrainedConfig:
@@ -56,7 +56,7 @@ def _small_config(settings: Any) -> PretrainedConfig:
 
 def _given_config(name: str) -> PretrainedConfig:
     if not name.endswith(".json"):
-        return AutoConfig.from_pretrained(name)
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
     values = json.loads(Path(name).read_text(encoding="utf-8"))
     if "model_type" not in values:
         raise ValueError(f'model_config={name!r} has no model_type; add one, such as "gpt_neox"')

@@ -285,7 +285,7 @@ def test_results_are_float64_scalars(dtype: torch.dtype) -> None:
     [
         (lambda: metrics.rankme([]), r"spectrum of shape \(0,\)"),
         (lambda: metrics.rankme(torch.ones(2, 3)), r"spectrum of shape \(2, 3\).*one-dimensional"),
-        (lambda: metrics.rankme([1.0], eps=-1e-7), r"eps=-1e-07 is negative: give"),
+        (lambda: metrics.rankme([1.0], eps=-1e-7), r"eps=-1e-07 is no share: give"),
         (lambda: metrics.rankme([1.0], top=0), r"top=0 keeps no eigenvalue: give"),
         (lambda: metrics.top_share([1.0], 0), r"k=0 takes no direction: give"),
         (

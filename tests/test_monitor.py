@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import reference
 import tiny
@@ -567,6 +568,15 @@ def test_learned_positions_that_the_probe_outgrows_are_refused() -> None:
 def test_settings_of_the_wrong_kind_are_refused_at_construction(settings: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
         monitor(**settings)
+
+
+def test_updates_counted_by_numpy(tmp_path: Path) -> None:
+    watch = monitor(path=tmp_path / "g.jsonl", schedule=Schedule(every=1))
+    for step in np.arange(3):
+        watch.step(tiny.model(), step, tokens=10 * step)
+    watch.close()
+    assert [(r["step"], r["tokens"]) for r in read_records(tmp_path / "g.jsonl")] == [(0, 0), (1, 10), (2, 20)]
+    json.dumps(watch.state_dict())
 
 
 def test_resuming_goes_on_in_the_run_s_own_file_not_in_the_last(tmp_path: Path) -> None:

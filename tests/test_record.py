@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -275,3 +276,42 @@ def test_missing_metrics_are_null(tmp_path: Path) -> None:
     writer.write(record(0, metrics={"rankme": 2.0}))
     (line,) = read_records(tmp_path / "g.jsonl")
     assert [line[name] for name in METRIC_NAMES] == [2.0] + [None] * (len(METRIC_NAMES) - 1)
+
+
+_FULL = """
+import resource, signal, sys
+from collections.abc import Callable
+from pathlib import Path
+from geomcallbacks.record import RecordWriter
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that a write past the limit fails, as on a full disk
+writer = RecordWriter(sys.argv[1], 0, {})
+written = []
+for step in range(40):
+    if step in (10, 25):
+        room = int(sys.argv[2]) + Path(sys.argv[1]).stat().st_size if step == 10 else resource.RLIM_INFINITY
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+    try:
+        writer.write({"step": step, "text": "x" * 3000})
+        written.append(step)
+    except OSError:
+        pass
+writer.close()
+print(written)
+"""
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("room", [0, 1, 2999, 3100, 10_000])
+def test_disk_that_was_full_for_a_while(tmp_path: Path, room: int, tally: Callable[..., None]) -> None:
+    """Lines that could not be written are missing, and none is torn: what follows them can be read."""
+    path = tmp_path / "g.jsonl"
+    run = subprocess.run(
+        [sys.executable, "-c", _FULL, str(path), str(room)], capture_output=True, text=True, timeout=60, cwd=ROOT
+    )
+    assert run.returncode == 0, run.stderr
+    written = json.loads(run.stdout)
+    assert set(range(10)) | set(range(25, 40)) <= set(written)
+    assert len(written) <= 25 + room // 3000
+    assert [record["step"] for record in read_records(path)] == written
+    tally("full disk", injected=15, survived=15)

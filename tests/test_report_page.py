@@ -194,7 +194,7 @@ def test_what_is_no_run_and_no_loss_is_refused(tmp_path: Path) -> None:
         ([tmp_path / "none.jsonl"], [], "none.jsonl does not exist"),
         ([tmp_path], [], "holds no geometry.jsonl"),
         ([tmp_path / "empty.jsonl"], [], "no value of rankme"),
-        ([tmp_path / "loss.csv"], [], "no value of rankme"),
+        ([tmp_path / "loss.csv"], [], "loss.csv, line 1, is not a record"),
         ([file], [tmp_path / "loss.csv"], "gives no training loss"),
         ([file], [tmp_path / "x.csv", tmp_path / "y.csv"], "2 times for 1 runs"),
     ):

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -198,13 +198,16 @@ class Memorisation:
         Raises:
             ValueError: the file is none of these, or was changed after it was saved.
         """
-        with safe_open(str(path), framework="pt") as file:
-            about = file.metadata() or {}
-            if about.get("format") != _FORMAT:
-                raise ValueError(f"{path} is not a saved Memorisation: its format reads {about.get('format')!r}")
-            prompts, completions, probabilities, suffixes = (
-                _rows(file, name) for name in ("prompt", "completion", "probability", "suffix")
-            )
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                about = file.metadata() or {}
+                if about.get("format") != _FORMAT:
+                    raise ValueError(f"{path} is not a saved Memorisation: its format reads {about.get('format')!r}")
+                prompts, completions, probabilities, suffixes = (
+                    _rows(file, name) for name in ("prompt", "completion", "probability", "suffix")
+                )
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a saved Memorisation, or was torn: {error}") from error
         scores = NgramScores(probabilities, suffixes, about["source"])
         found = cls(Completions(prompts, completions), scores, zeros=about["zeros"], batch_size=batch_size)
         if found.fingerprint != about["fingerprint"]:

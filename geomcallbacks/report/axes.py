@@ -39,6 +39,7 @@ def save(figure: Figure, path: str | Path) -> None:
     import matplotlib
 
     kind = Path(path).suffix.lower()
+    Path(path).unlink(missing_ok=True)  # never through a link that came with a run's folder
     with matplotlib.rc_context({"svg.hashsalt": "geomcallbacks", "svg.fonttype": "path"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a name in letters the font lacks: boxes
         figure.savefig(path, dpi=150, metadata={"Date": None} if kind == ".svg" else None)

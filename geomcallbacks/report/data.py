@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from geomcallbacks.metrics import METRIC_NAMES
 from geomcallbacks.phases import Phase, find_phases
 from geomcallbacks.record import read_lines, read_records, read_spectra, record_files
 from geomcallbacks.report.loss import Loss, find_loss, read_loss
@@ -125,7 +126,7 @@ class Run:
             return None
         try:
             return [float(value) for value in read_spectra(self.file, record)]
-        except (OSError, KeyError):
+        except (OSError, ValueError):
             return None
 
 
@@ -187,10 +188,13 @@ def turning_points(rankme: Sequence[float]) -> tuple[int, int]:
 
 
 def number(value: Any) -> float | None:
-    """`value` if it is a finite number; true and false are none."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    """`value` if it is a finite number; true and false are none, nor is an integer that no float reaches."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value)
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
 
 
 def _first(row: Record, keys: Sequence[str]) -> float | None:
@@ -203,14 +207,42 @@ def _read_run(file: Path, name: str, loss: Path | None) -> Run:
         lines = read_records(file)
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not a record file: {error}") from error
-    for line in lines:
-        if isinstance(line.get("step"), bool) or not isinstance(line.get("step"), int) or line["step"] < 0:
-            raise ValueError(f"{file} holds a record at step {line.get('step')!r}: steps are whole numbers from 0")
     records = [line for line in lines if {"probe", "layer"} <= line.keys()]
+    for record in records:
+        _check_record(file, record)
+    for header in headers:
+        if not isinstance(header.get("settings") or {}, dict):
+            raise ValueError(f"{file} has a header whose settings are {header['settings']!r}, and must be a mapping")
     if not any(number(record.get("rankme")) is not None for record in records):
         raise ValueError(f"{file} holds no value of rankme: give the geometry.jsonl of a run that has measured")
     found = find_loss(file) if loss is None else read_loss(loss)
     return Run(name, file, records, _behaviour(file, lines), found, headers[-1] if headers else {})
+
+
+def _check_record(file: Path, record: Record) -> None:
+    """Refuse what `write_report` would stumble over, or draw as another number."""
+
+    def refuse(name: str, value: Any, wanted: str) -> None:
+        raise ValueError(f"{file}, step {record['step']}: {name} is {value!r:.80}, and must be {wanted}")
+
+    for name in (*METRIC_NAMES, "tokens"):
+        if record.get(name) is not None and number(record[name]) is None:
+            refuse(name, record[name], "a number or null")
+    for name in ("n", "d"):
+        if not isinstance(record.get(name), int):
+            refuse(name, record.get(name), "a whole number")
+    spans = record.get("intervals") or {}
+    if not isinstance(spans, dict):
+        refuse("intervals", spans, "a mapping of names to pairs")
+    for name, value in spans.items():
+        if value is not None and not _is_pair(value):
+            refuse(f"the interval of {name}", value, "a pair of numbers")
+    if not _is_pair(record.get("alpha_window")):
+        refuse("alpha_window", record.get("alpha_window"), "a pair of ranks")
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and all(number(part) is not None for part in value)
 
 
 def _behaviour(file: Path, lines: Sequence[Record]) -> list[dict[str, Any]]:

@@ -61,7 +61,7 @@ def read_loss(path: Path) -> Loss:
             (row["step"], next((row[name] for name in names if row.get(name) not in (None, "")), None)) for row in rows
         ]
         points = [(int(step) + shift, float(loss)) for step, loss in found if loss is not None]
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, OverflowError, RecursionError, csv.Error) as error:
         raise ValueError(f"{path} gives no training loss ({error!r}): columns `step` and `loss` are read") from error
     return sorted(point for point in points if math.isfinite(point[1]))
 

@@ -56,6 +56,7 @@ def write_page(runs: Sequence[Run], figures: Sequence[Figure], path: Path, title
         phases=PHASE_NAMES,
         version=__version__,
     )
+    path.unlink(missing_ok=True)  # never through a link that came with a run's folder
     path.write_text(_printable(text), encoding="utf-8")
     return path
 

@@ -16,6 +16,7 @@ section, figure { background: #fff; border: 1px solid #e4e7eb; border-radius: 8p
   padding: 1rem 1.25rem; }
 figure img { display: block; width: 100%; max-width: 54rem; height: auto; margin: 0 auto; }
 figcaption, .quiet, footer { color: #52606d; font-size: .9rem; margin-top: .6rem; }
+strong { unicode-bidi: isolate; }
 .scroll { overflow-x: auto; max-width: 100%; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { border-bottom: 1px solid #e4e7eb; padding: .4rem 1.4rem .4rem 0; text-align: left; vertical-align: top; }

@@ -53,7 +53,7 @@ def write_report(
 
     Raises:
         ModuleNotFoundError: matplotlib or jinja2 is not installed.
-        FileNotFoundError, ValueError: see `read_runs`.
+        FileNotFoundError, ValueError: see `read_runs`; and where `report` is a link that came with the run.
     """
     if kind not in ("png", "svg"):
         raise ValueError(f"kind={kind!r}: give 'png' or 'svg'")
@@ -64,6 +64,8 @@ def write_report(
         raise ModuleNotFoundError(f"a report needs {' and '.join(missing)}: pip install 'geomcallbacks[report]'")
     runs = read_runs(paths, losses)
     folder = Path(out) if out is not None else record_file(Path(paths[0])).parent / "report"
+    if out is None and folder.is_symlink():
+        raise ValueError(f"{folder} is a link, through which no report is written: say where with --out")
     folder.mkdir(parents=True, exist_ok=True)
     figures = _draw_all(runs, folder, kind, title)
     if not page:

@@ -29,15 +29,23 @@ class TraceFile:
         about: what its header says: `trace`, `settings`, `probes`, `measures`, `versions`; what JSON holds.
 
     Raises:
-        ValueError: the file there is of another curve, other settings or other probes.
+        ValueError: the file there is of another curve, other settings or other probes; or its spectra would be
+            written through a link.
     """
 
     def __init__(self, path: str | Path, about: Mapping[str, Any]) -> None:
         self.path = Path(path)
         self.about: dict[str, Any] = json.loads(json.dumps(about))
+        if self.spectra_folder.is_symlink():
+            raise ValueError(
+                f"{self.spectra_folder} is a link, and no spectra are written through it: give another --out"
+            )
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with locked(self.path.parent):
-            headers, lines = self._read()
+            try:
+                headers, lines = self._read()
+            except ValueError as error:
+                raise ValueError(f"{self.path} is no record file of a trace: give another --out ({error})") from error
             if not headers and self.path.exists() and self.path.stat().st_size > 0:
                 raise ValueError(f"{self.path} is no record file of a trace: give another --out")
             try:
@@ -110,7 +118,8 @@ class TraceFile:
     def _replace(self, headers: list[dict[str, Any]], lines: list[dict[str, Any]]) -> None:
         scratch = self.path.with_name(f".{self.path.name}.new")
         text = "".join(json.dumps(line, allow_nan=False, ensure_ascii=False) + "\n" for line in (*headers, *lines))
-        with scratch.open("w", encoding="utf-8") as file:
+        scratch.unlink(missing_ok=True)  # of a killed process, or a link to elsewhere that came with the folder
+        with scratch.open("x", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -39,7 +39,7 @@ def folder_checkpoints(path: Path) -> dict[str, LocalSource]:
         steps = {name: LocalSource(folder / name, found.step) for name, found in named.items() if found is not None}
         if steps:
             return dict(sorted(steps.items(), key=lambda item: item[1].step or 0))
-        files = sorted(folder.glob("*.ckpt"))
+        files = [file for file in sorted(folder.glob("*.ckpt")) if file.is_file()]
         sources = {file.stem: _lightning_source(file) for file in files}
         taken = {source.step for name, source in sources.items() if not name.startswith("last")}
         if sources:  # Lightning's last.ckpt is a copy of one of the others, or an update of its own

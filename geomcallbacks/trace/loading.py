@@ -49,7 +49,7 @@ def load_model(
     try:
         if source.is_file():
             known = read_config(source, config, trust_remote_code)
-            state = _lightning_state(source, known)
+            state = _lightning_state(source, known, trust_remote_code)
             kind: Any = AutoModelForCausalLM._model_mapping[type(known)]
             kind = kind if isinstance(kind, type) else kind[0]
             if dtype == "auto":
@@ -85,7 +85,7 @@ def read_config(source: Path, config: str | Path | None, trust_remote_code: bool
     )
 
 
-def _lightning_state(source: Path, config: Any) -> dict[str, Any]:
+def _lightning_state(source: Path, config: Any, trust_remote_code: bool) -> dict[str, Any]:
     """The language model's weights in a LightningModule's, under the model's own names."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -96,7 +96,7 @@ def _lightning_state(source: Path, config: Any) -> dict[str, Any]:
         raise ValueError(f"{source} is not a Lightning checkpoint of tensors ({refusal(error)})") from error
     state = {name.replace("_orig_mod.", ""): value for name, value in state.items()}  # torch.compile's wrapper
     with torch.device("meta"):
-        wanted = list(AutoModelForCausalLM.from_config(config).state_dict())
+        wanted = list(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code).state_dict())
     prefixes = {name[: -len(key)] for key in wanted for name in state if name.endswith(key)}
     score = lambda prefix: sum(prefix + key in state for key in wanted)
     prefix = max(sorted(prefixes), key=score, default="")

@@ -86,7 +86,7 @@ class ProbeSource:
             if not path.is_file():
                 raise ValueError("there is no such file")
             if path.suffix == ".txt":
-                return cut_texts([path.read_text(encoding="utf-8")], _CHARACTERS * self.length)
+                return cut_texts([path.read_text(encoding="utf-8-sig")], _CHARACTERS * self.length)
             return self._jsonl(path) if path.suffix == ".jsonl" else self._parquet(path)
         if path.is_file():
             raise ValueError("is of no kind that is read: give .txt, .jsonl, .parquet or a saved probe, .safetensors")
@@ -104,14 +104,19 @@ class ProbeSource:
             import pyarrow.parquet  # type: ignore[import-untyped]
         except ImportError as error:
             raise ValueError("a Parquet file needs pyarrow: pip install pyarrow") from error
-        file = pyarrow.parquet.ParquetFile(path)
-        if self.column not in file.schema_arrow.names:
-            raise ValueError(f"there is no column {self.column!r} (--probe-column): it has {file.schema_arrow.names}")
         number = 0
-        for batch in file.iter_batches(batch_size=256, columns=[self.column]):
-            for text in batch.column(0).to_pylist():
-                number += 1
-                yield self._text(text, f"row {number}")
+        try:
+            file = pyarrow.parquet.ParquetFile(path)
+            if self.column not in file.schema_arrow.names:
+                raise ValueError(
+                    f"there is no column {self.column!r} (--probe-column): it has {file.schema_arrow.names}"
+                )
+            for batch in file.iter_batches(batch_size=256, columns=[self.column]):
+                for text in batch.column(0).to_pylist():
+                    number += 1
+                    yield self._text(text, f"row {number}")
+        except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
+            raise ValueError(f"no Parquet file, or damaged behind row {number}: {error}") from error
 
     def _streamed(self) -> Iterator[str]:
         rows = hub_rows(self.source, self.config, split=self.split, streaming=True)

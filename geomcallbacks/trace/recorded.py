@@ -93,7 +93,7 @@ def recorded_files(folder: Path) -> list[Path]:
 
 def _saved_probes(folders: list[Path], fingerprints: dict[str, str]) -> dict[str, ProbeSet]:
     found: dict[str, ProbeSet] = {}
-    for file in [file for folder in folders for file in sorted(folder.glob("*.safetensors"))]:
+    for file in [file for folder in folders for file in sorted(folder.glob("*.safetensors")) if file.is_file()]:
         if fingerprints.keys() <= found.keys():
             break
         try:

@@ -14,11 +14,13 @@ def jsonl_rows(path: Path) -> Iterator[tuple[int, Any]]:
     Raises:
         ValueError: a line is no JSON.
     """
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 try:
                     yield number, json.loads(line)
+                except RecursionError:
+                    raise ValueError(f"line {number} is no JSON that can be read: it is nested too deep") from None
                 except ValueError as error:
                     raise ValueError(f"line {number} is no JSON: {error}") from error
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from geomcallbacks.behaviour.monitor import Measure
+from geomcallbacks.printable import printable
 from geomcallbacks.probe import ProbeSet
 from geomcallbacks.record import GeometryRecord, write_spectra
 from geomcallbacks.settings import Settings
@@ -162,7 +163,7 @@ class _Trace:
                 except Exception as error:
                     if isinstance(error, UnfitError) and not self.placed and not all(done):
                         raise  # nor will it fit the others; of several models each may be another
-                    reason = summary.failed[str(checkpoint)] = f"{type(error).__name__}: {error}"
+                    reason = summary.failed[str(checkpoint)] = printable(f"{type(error).__name__}: {error}")
                     if checkpoint.step not in self._done(geometry):
                         geometry.skip(checkpoint.step, reason, _of(checkpoint))
                     bar.write(f"geomcallbacks trace: {checkpoint} was not measured ({reason})")
