@@ -17,7 +17,7 @@ from torch import nn
 from geomcallbacks.device import device_of
 from geomcallbacks.distributed import any_process, first_decides, rank
 from geomcallbacks.once import WarnOnce
-from geomcallbacks.record import RecordWriter
+from geomcallbacks.record_writer import RecordWriter
 from geomcallbacks.schedule import Ledger, Schedule
 
 Found = TypeVar("Found")

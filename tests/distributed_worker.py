@@ -20,7 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from geomcallbacks import GeometryMonitor, ProbeSet, Schedule
 from geomcallbacks.moments import Moments, Rows
-from geomcallbacks.record import RecordWriter, read_lines
+from geomcallbacks.record import read_lines
+from geomcallbacks.record_writer import RecordWriter
 
 
 class Model(nn.Module):

@@ -93,7 +93,12 @@ def test_non_finite_rows_of_one_process_are_known_to_both(two: list[dict[str, An
     (record,) = two[0]["non-finite on one"]["records"]
     assert record["metrics"]["rankme"] is None
     assert record["reasons"]["rankme"].endswith("of 40 rows are not finite")
-    assert two[0]["non-finite on one"] == two[1]["non-finite on one"] == one("non-finite on one")
+    records = [
+        found["records"] for found in (*(process["non-finite on one"] for process in two), one("non-finite on one"))
+    ]
+    assert records[0] == records[1] == records[2]
+    said = [process["non-finite on one"]["warnings"] for process in two]
+    assert said == [["geometry has no value at step 0: 3 of 40 rows are not finite; training goes on"], []]
 
 
 def test_out_of_memory_on_one_halves_both(two: list[dict[str, Any]], one: Callable[[str], Any]) -> None:

@@ -25,7 +25,7 @@ import geomcallbacks.lightning
 from geomcallbacks import GeometryMonitor, PhaseTracker, ProbeSet, Schedule, find_phases, read_records
 from geomcallbacks.cli import main
 from geomcallbacks.phases import PHASE_NAMES, Phase
-from geomcallbacks.record import RecordWriter
+from geomcallbacks.record_writer import RecordWriter
 from geomcallbacks.turning import monotone_costs, noise, stretches
 
 WARM, ENTROPY, COMPRESS = "warm-up", "entropy-seeking", "compression-seeking"

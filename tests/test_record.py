@@ -14,7 +14,8 @@ import torch
 
 from geomcallbacks import GeometryRecord, read_records, read_spectra
 from geomcallbacks.metrics import METRIC_NAMES
-from geomcallbacks.record import RecordWriter, read_lines
+from geomcallbacks.record import read_lines
+from geomcallbacks.record_writer import RecordWriter
 
 ROOT = Path(__file__).parent.parent
 
@@ -204,7 +205,7 @@ def test_empty_file_is_used(tmp_path: Path) -> None:
 
 HOLD = """
 import sys
-from geomcallbacks.record import RecordWriter
+from geomcallbacks.record_writer import RecordWriter
 writer = RecordWriter(sys.argv[1], int(sys.argv[2]), {})
 print(writer.path.name, flush=True)
 sys.stdin.read()
@@ -282,7 +283,7 @@ _FULL = """
 import resource, signal, sys
 from collections.abc import Callable
 from pathlib import Path
-from geomcallbacks.record import RecordWriter
+from geomcallbacks.record_writer import RecordWriter
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that a write past the limit fails, as on a full disk
 writer = RecordWriter(sys.argv[1], 0, {})

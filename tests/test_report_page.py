@@ -25,7 +25,7 @@ import torch
 from browser import BINARY, Browser
 
 from geomcallbacks.cli import main
-from geomcallbacks.record import RecordWriter
+from geomcallbacks.record_writer import RecordWriter
 from geomcallbacks.report import plot_analysis, write_report
 from geomcallbacks.report.axes import spread
 from geomcallbacks.report.data import read_runs

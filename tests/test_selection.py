@@ -12,7 +12,7 @@ from scipy import stats
 
 from geomcallbacks import GeometryMonitor, read_records
 from geomcallbacks.metrics import rankme
-from geomcallbacks.record import RecordWriter
+from geomcallbacks.record_writer import RecordWriter
 from geomcallbacks.selection import growth, selection
 from geomcallbacks.spectrum import spectrum_of_rows
 

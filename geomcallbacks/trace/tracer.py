@@ -17,7 +17,8 @@ from typing import Any
 from geomcallbacks.behaviour.monitor import Measure
 from geomcallbacks.printable import printable
 from geomcallbacks.probe import ProbeSet
-from geomcallbacks.record import GeometryRecord, write_spectra
+from geomcallbacks.record import GeometryRecord
+from geomcallbacks.record_writer import write_spectra
 from geomcallbacks.settings import Settings
 from geomcallbacks.trace.about import about_behaviour, about_geometry
 from geomcallbacks.trace.checkpoints import Checkpoint, find_checkpoints
