@@ -54,6 +54,7 @@ class MonitorCallback(TrainerCallback):
         self._queue = TrackerQueue()
         self._trackers: list[TrainerCallback] = []
         self._siblings: list[TrainerCallback] = []
+        self._told_to_end = False
 
     def _measured(self, state: TrainerState, model: nn.Module, tokens: int | None, last: bool) -> Row | None:
         """Measure if it is due after `state.global_step` updates; None where nothing was measured."""
@@ -62,14 +63,20 @@ class MonitorCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Check arguments and model, and measure update 0 of a run that is not resumed."""
+        """Check arguments and model, and measure update 0, or that of a checkpoint whose measurement is missing."""
         self._siblings = _siblings()
+        for other in self._siblings:
+            if isinstance(other, MonitorCallback) and other is not self and other._mark == self._mark:
+                raise ValueError(
+                    f"two callbacks measure {self._driven.key}, and a checkpoint could not tell them apart: label their"
+                    " probes differently"
+                )
         kinds = tuple(INTEGRATION_TO_CALLBACK.values())
         self._trackers = [callback for callback in self._siblings if isinstance(callback, kinds)]
         monitor = self._driven
         if self._default_path and args.output_dir is not None:
             monitor.path = Path(args.output_dir) / self.file
-        monitor.ending = partial(self._is_ending, state, control)
+        monitor.ending, self._told_to_end = self._is_ending, False
         monitor.run_id = monitor.spent = None
         known = state.stateful_callbacks.get(self._mark)  # of a resumed run
         if known and state.global_step > 0:
@@ -77,11 +84,14 @@ class MonitorCallback(TrainerCallback):
         with _autocast(args):
             monitor.start(kwargs["model"], step=state.global_step, total_steps=state.max_steps)
         self._keep(state)
-        if state.global_step == 0:
-            self._step(args, state, control, kwargs["model"])
+        # Update 0; of a resumed run, the update of its checkpoint where the end came before its measurement.
+        self._step(args, state, control, kwargs["model"])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Measure, if it is due after this update."""
+        # Trainer tells nobody of SIGTERM: with `enable_jit_checkpoint` it saves, and stops before the last update.
+        stops_early = control.should_training_stop and state.global_step < state.max_steps
+        self._told_to_end = stops_early and any(getattr(s, "jit_manager", None) for s in self._siblings)
         self._step(args, state, control, kwargs["model"])
 
     def on_epoch_end(
@@ -101,13 +111,14 @@ class MonitorCallback(TrainerCallback):
     def _step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module) -> None:
         counted = args.include_num_input_tokens_seen not in (False, "no")
         tokens = int(state.num_input_tokens_seen) if counted else None
-        last = control.should_training_stop
+        # Whether the process ends is known to each by itself, and what is due must be the same for all.
+        last = control.should_training_stop and not self._is_ending()
         with _autocast(args):
             row = self._measured(state, model, tokens, last)
         self._keep(state)
         if row is not None and row.values:
             self._log(args, state, control, row)
-        if last:  # trackers close in their own on_train_end, which comes before ours
+        if control.should_training_stop:  # trackers close in their own on_train_end, which comes before ours
             self._queue.flush()
 
     def _keep(self, state: TrainerState) -> None:
@@ -138,14 +149,10 @@ class MonitorCallback(TrainerCallback):
                 call = partial(tracker.on_log, args, state, control, logs=dict(row.values))
                 self._queue.call(type(tracker).__name__, call)
 
-    def _is_ending(self, state: TrainerState, control: TrainerControl) -> bool:
-        """Whether SIGTERM has come, as far as Trainer knows: with `enable_jit_checkpoint` it saves and stops early."""
-        for sibling in self._siblings:
-            manager = getattr(sibling, "jit_manager", None)
-            if manager is not None:
-                stops_early = control.should_training_stop and state.global_step < state.max_steps
-                return bool(manager.is_checkpoint_requested or stops_early)
-        return False
+    def _is_ending(self) -> bool:
+        """Whether SIGTERM has come, as far as Trainer knows."""
+        managers = [getattr(sibling, "jit_manager", None) for sibling in self._siblings]
+        return self._told_to_end or any(manager is not None and manager.is_checkpoint_requested for manager in managers)
 
     def _log_wandb(self, row: Row, step: int) -> None:
         import wandb

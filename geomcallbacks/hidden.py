@@ -270,8 +270,9 @@ def _selector(batch: ProbeBatch, positions: Positions, device: torch.device) -> 
         def mean(hidden_btd: Tensor) -> Tensor:
             # A masked sum, not a product with weights: autocast would round that, and 0 · inf in a padding is NaN.
             wide_btd = hidden_btd.to(torch.promote_types(hidden_btd.dtype, torch.float32))
-            return wide_btd.masked_fill(~keep_bt1, 0.0).sum(1) / keep_bt1.sum(1)
+            kept_bt1 = keep_bt1.to(hidden_btd.device)  # a layer may lie on another device than the first
+            return wide_btd.masked_fill(~kept_bt1, 0.0).sum(1) / kept_bt1.sum(1)
 
         return mean
     row, position = (send(part, device) for part in picked(batch.lengths_b, positions))
-    return lambda hidden_btd: hidden_btd[row, position]
+    return lambda hidden_btd: hidden_btd[row.to(hidden_btd.device), position.to(hidden_btd.device)]

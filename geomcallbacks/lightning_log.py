@@ -53,7 +53,7 @@ class MonitorCallback(L.Callback):
         raise NotImplementedError
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Check arguments and model, and measure update 0 of a run that is not resumed."""
+        """Check arguments and model, and measure update 0, or that of a checkpoint whose measurement is missing."""
         folder = trainer.log_dir  # asked on every process: Lightning broadcasts it
         if self._default_path:
             place = Path(folder or trainer.default_root_dir) / self.file
@@ -65,8 +65,7 @@ class MonitorCallback(L.Callback):
         self._driven.ending = lambda: trainer.received_sigterm
         with trainer.precision_plugin.forward_context():
             self._driven.start(pl_module, step=step, total_steps=known)
-        if step == 0:
-            self._step(trainer, pl_module, step, last=False)
+        self._step(trainer, pl_module, step, last=False)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -73,6 +73,8 @@ def check_fit(model: nn.Module, probes: dict[str, ProbeSet], settings: Settings)
     Raises:
         ValueError: the model's vocabulary, its layers or its d do not fit probe and settings.
     """
+    settings.reader(model)  # refuses what cannot be compiled
+    settings = replace(settings, compile=False)  # one short row is not worth a compilation
     reader = settings.reader(model)
     if settings.precision == "fp32" and reader.spread.dtype not in (None, torch.float32):
         raise ValueError(
@@ -143,7 +145,7 @@ def measure_probe(
     reader = settings.reader(model)
     device = device_of(reader.called)
     layers, settings, notes, precision = _gather(reader, probe, settings, device, ending)
-    bad = torch.stack([layer.bad for layer in layers.values()])
+    bad = torch.stack([layer.bad.to(device) for layer in layers.values()])
     for group in reader.spread.groups:
         dist.all_reduce(bad, group=group)
     bad_rows = bad.tolist()  # waits for the forward pass
@@ -171,7 +173,7 @@ def measure_probe(
         )
         records.append(record)
     with _together(reader.spread.groups, device):
-        _fill(records, [layer.store for layer in layers.values()], bad_rows, settings)
+        _fill(records, [layer.store for layer in layers.values()], bad_rows, settings, device)
     for record in records:
         record.seconds_spectrum = (time.perf_counter() - begin) / len(records)
     return records
@@ -193,8 +195,10 @@ def _gather(
             with _one_pass(reader, settings, device):
                 precision = _precision(reader, device)
                 layers = _pass(reader, probe, settings, device, ending)
-        except EndingError as caught:
-            status, error = _ENDING, caught
+            for layer in layers.values() if reader.spread.groups else ():
+                layer.store.prepare(settings.counts(probe))
+        except EndingError:
+            status = _ENDING
         except Exception as caught:
             if reader.spread.sharded:
                 message = _LOST.format(rank(), type(caught).__name__, caught, settings.batch_size)
@@ -204,14 +208,14 @@ def _gather(
         if status == _OK:
             break
         if status == _ENDING:
-            raise error or EndingError
+            raise EndingError
         if status == _FAILED or settings.batch_size == 1:
             raise error or RuntimeError(_ELSEWHERE)
         settings = replace(settings, batch_size=settings.batch_size // 2)
         notes.append(f"out of memory: batch_size halved to {settings.batch_size}")
     for layer in layers.values():
         if reader.spread.groups:
-            layer.store.all_reduce(reader.spread.groups, settings.counts(probe))
+            layer.store.all_reduce(reader.spread.groups)
     return layers, settings, notes, precision
 
 
@@ -256,8 +260,9 @@ def _pass(
             feature_md = features[point.label]
             if point.label not in layers:
                 d = feature_md.shape[1]
-                store = Rows(d) if n <= d or settings.intervals else Moments(d, device)
-                layers[point.label] = _Gathered(store, torch.zeros((), dtype=torch.int64, device=device), point.name)
+                own = feature_md.device  # a model may lie on several
+                store = Rows(d) if n <= d or settings.intervals else Moments(d, own)
+                layers[point.label] = _Gathered(store, torch.zeros((), dtype=torch.int64, device=own), point.name)
             layer = layers[point.label]
             kept = slice(None) if counted else slice(0)
             layer.bad += (~torch.isfinite(feature_md[kept]).all(1)).sum()
@@ -265,7 +270,13 @@ def _pass(
     return layers
 
 
-def _fill(records: list[GeometryRecord], stores: list[Moments | Rows], bad_rows: list[int], settings: Settings) -> None:
+def _fill(
+    records: list[GeometryRecord],
+    stores: list[Moments | Rows],
+    bad_rows: list[int],
+    settings: Settings,
+    device: torch.device,
+) -> None:
     """Give each layer's record its numbers, which leave the device together."""
     found: dict[int, int] = {}  # eigenvalues of each record that has any
     parts: list[Tensor] = []
@@ -275,7 +286,7 @@ def _fill(records: list[GeometryRecord], stores: list[Moments | Rows], bad_rows:
             continue
         spectrum = spectrum_of(store)
         found[index] = len(spectrum.eigenvalues)
-        parts += [summarise(spectrum, settings.alpha_window), spectrum.eigenvalues]
+        parts += [part.to(device) for part in (summarise(spectrum, settings.alpha_window), spectrum.eigenvalues)]
         if settings.intervals and isinstance(store, Rows):
             record.intervals = jackknife(store, settings.alpha_window)
     numbers = torch.cat(parts).cpu() if parts else torch.empty(0)

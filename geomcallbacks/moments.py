@@ -64,31 +64,29 @@ class Moments:
         if self.count - self._added >= _BLOCK:
             self._add_waiting()
 
-    def merge(self, other: Moments) -> None:
-        """Add the rows that `other` has seen; `other` stays as it is."""
-        self.eps = max(self.eps, other.eps)
-        if other.count:
-            mean = other.mean.to(self.mean.device)
-            self._shift(other.count, mean)
-            self._m2 += other.m2.to(mean.device)
-            self.count = self._added
+    def prepare(self, counts_n: Tensor) -> None:
+        """Do all of `all_reduce` that takes memory, so that a process which has none left never enters it alone.
 
-    def all_reduce(self, groups: tuple[Any, ...], counts_n: Tensor) -> None:
-        """Make every process hold the moments of all processes' rows together.
+        Args:
+            counts_n: (n,) how many features each row of the probe gives, over all processes.
+        """
+        self._add_waiting()
+        self._total = int(counts_n.sum())
+        self._shared_mean = self._mean * (self.count / self._total)
+
+    def all_reduce(self, groups: tuple[Any, ...]) -> None:
+        """Make every process hold the moments of all processes' rows together, after `prepare`.
 
         Args:
             groups: process groups, over which is summed in turn (`Spread.groups`).
-            counts_n: (n,) how many features each row of the probe gives.
         """
-        total = int(counts_n.sum())
-        mean = self.mean * (self.count / total)
         for group in groups:
-            dist.all_reduce(mean, group=group)
-        delta = self.mean - mean
-        self._m2.addr_(delta, delta, alpha=self.count)
+            dist.all_reduce(self._shared_mean, group=group)
+        self._mean -= self._shared_mean  # in place: what remains is how far this process's mean lies from that of all
+        self._m2.addr_(self._mean, self._mean, alpha=self.count)
         for group in groups:
             dist.all_reduce(self._m2, group=group)
-        self.count, self._added, self._mean = total, total, mean
+        self.count, self._added, self._mean = self._total, self._total, self._shared_mean
 
     def _add_waiting(self) -> None:
         if not self._waiting:
@@ -148,18 +146,21 @@ class Rows:
         rows_nd, origin_n = self._in_order()
         return rows_nd.to(float64_device(rows_nd.device)).to(torch.float64), origin_n
 
-    def all_reduce(self, groups: tuple[Any, ...], counts_n: Tensor) -> None:
-        """Make every process hold all processes' rows. See `Moments.all_reduce`."""
+    def prepare(self, counts_n: Tensor) -> None:
+        """Make room for all processes' rows. See `Moments.prepare`."""
         rows_nd, origin_n = self._in_order()
         # Each process puts its rows where they belong into zeros; a sum with zeros is exact in any dtype.
         first_n = counts_n.cumsum(0) - counts_n
         slot_n = first_n[origin_n] + torch.arange(len(origin_n)) - torch.searchsorted(origin_n, origin_n)
         whole_nd = rows_nd.new_zeros(int(counts_n.sum()), self.d)
         whole_nd[send(slot_n, rows_nd.device)] = rows_nd
-        for group in groups:
-            dist.all_reduce(whole_nd, group=group)
         self._rows = [whole_nd]
         self._origin = [torch.arange(len(counts_n)).repeat_interleave(counts_n)]
+
+    def all_reduce(self, groups: tuple[Any, ...]) -> None:
+        """Make every process hold all processes' rows, after `prepare`. See `Moments.all_reduce`."""
+        for group in groups:
+            dist.all_reduce(self._rows[0], group=group)
 
     def _in_order(self) -> tuple[Tensor, Tensor]:
         rows_nd, origin_n = torch.cat(self._rows), torch.cat(self._origin)

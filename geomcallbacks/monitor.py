@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ class GeometryMonitor(RunMonitor):
 
     Attributes:
         transitions: what the last measurement showed of phases that began, in words.
+        allow_change: go on from a checkpoint though it was measured on another probe or by another convention.
 
     Raises:
         ValueError: an argument is wrong by itself. What needs the model is raised by `start`.
@@ -135,7 +136,16 @@ class GeometryMonitor(RunMonitor):
             tokens = step * self.tokens_per_update
         tokens = None if tokens is None else int(tokens)
         records: list[GeometryRecord] = []
-        with self._measuring(model, step), suppress(EndingError):
+        before = self._last_measured
+        try:
+            self._measure(model, step, tokens, records)
+        except EndingError:  # as if it had not been begun
+            self._last_measured = before
+            return []
+        return records
+
+    def _measure(self, model: nn.Module, step: int, tokens: int | None, records: list[GeometryRecord]) -> None:
+        with self._measuring(model, step):
             for label, probe in self.probes.items():
                 with self._forgiving(step):
                     records += measure_probe(
@@ -147,7 +157,6 @@ class GeometryMonitor(RunMonitor):
                 self._follow(records)
             self._to_file(lambda: self._write_spectra(step, records))
             self._to_file(lambda: self._write_lines(records))
-        return records
 
     @contextmanager
     def _forgiving(self, step: int) -> Iterator[None]:
@@ -185,7 +194,7 @@ class GeometryMonitor(RunMonitor):
     @property
     def key(self) -> str:
         """Tells several monitors of one run apart in its checkpoints."""
-        return f"{self.settings.layers} {self.settings.positions} {sorted(self.probes)}"
+        return f"{self.settings.layers} {sorted(self.probes)}"
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers and strings for a checkpoint: those of `RunMonitor.state_dict`, and what is measured how."""
@@ -252,24 +261,32 @@ class GeometryMonitor(RunMonitor):
         if self._writer is not None:
             try:
                 rows = read_records(self._writer.path)
-            except (OSError, ValueError) as error:
-                self._warn_once("recall", f"phases start anew: {self._writer.path} could not be read ({error})")
-                rows = []
-            points = [
-                [row["probe"], row["layer"], row["step"], row["rankme"]]
-                for row in rows
-                if row["step"] <= step and self._is_ours(row)
-            ]
+                points = [
+                    [row["probe"], row["layer"], row["step"], row["rankme"]]
+                    for row in rows
+                    if row["step"] <= step and self._is_ours(row)
+                ]
+            except Exception as error:  # another kind of file, or one that somebody has changed
+                said = f"{type(error).__name__}: {error}"
+                self._warn_once("recall", f"phases start anew: {self._writer.path} could not be read ({said})")
+        shared = json.loads(from_first(json.dumps(points), device_of(model)))
+        if any(at == step for _, _, at, _ in shared):  # by a checkpoint that was written before
+            self._last_measured = step
         curves: dict[tuple[str, str], list[tuple[int, float | None]]] = {}
-        for probe, layer, at, value in json.loads(from_first(json.dumps(points), device_of(model))):
+        for probe, layer, at, value in shared:
             curves.setdefault((probe, layer), []).append((at, value))
         for key, curve in curves.items():
-            self._curves[key] = PhaseTracker(self.from_scratch)
-            self._curves[key].load(curve)
+            tracker = PhaseTracker(self.from_scratch)
+            try:
+                tracker.load(curve)
+            except Exception as error:
+                self._warn_once("recall", f"phases start anew: {key} is no curve ({type(error).__name__}: {error})")
+            else:
+                self._curves[key] = tracker
 
     def _is_ours(self, row: Mapping[str, Any]) -> bool:
         """Whether a record is of the present probe and positions, not of those before an allowed change."""
-        probe = self.probes.get(row["probe"])
+        probe = self.probes.get(row.get("probe", ""))
         measured = (row.get("fingerprint"), row.get("positions"))
         return probe is not None and measured in ((probe.fingerprint, self.settings.positions), (None, None))
 

@@ -88,7 +88,7 @@ def write_spectra(folder: Path, step: int, spectra: Mapping[str, torch.Tensor]) 
 def _open_locked(path: Path, resume: bool, run_id: str | None) -> tuple[Path, Any]:
     """The file of the run that goes on, or the next free name: a new run, or one that has left no file here."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    names = [numbered(path, number) for number in range(1, max(numbers(path)) + 1)]
+    names = [numbered(path, number) for number in sorted(set(numbers(path)))]
     # A checkpoint that does not say which run it is of: the last file is the one that goes on.
     for candidate in reversed(names) if resume else ():
         if candidate.exists() and (run_id is None or _holds(candidate, run_id)):

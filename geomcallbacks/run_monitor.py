@@ -52,7 +52,8 @@ class RunMonitor(ABC):
         self._ledger = Ledger(schedule.budget)
         self._writer: RecordWriter | None = None
         self._started = False
-        self._last_measured: int | None = None
+        self._last_measured: int | None = None  # update whose measurement is settled: taken, failed or skipped
+        self._loaded: Mapping[str, Any] | None = None  # state of the checkpoint from which the next start goes on
         self._last_step: int | None = None
         self._clock = (0, 0.0)  # update and time up to which training is booked
         self._optional = False  # whether the measurement under way is one that the budget let through
@@ -99,8 +100,8 @@ class RunMonitor(ABC):
             self.run_id = self.spent = None
         self._check(model)
         self._ledger = Ledger(self.schedule.budget, step, self.spent)
-        # A checkpoint is written after its update was measured, if that was due.
-        self._last_measured = step if step > 0 else None
+        loaded, self._loaded = self._loaded or {}, None
+        self._last_measured = loaded.get("measured", step) if step > 0 else None
         self._last_step, self._clock, self._started = step, (step, time.perf_counter()), True
         self._to_file(lambda: self._open(step))
         self.run_id = self._writer.run_id if self._writer is not None else None
@@ -110,7 +111,8 @@ class RunMonitor(ABC):
         is a budget, what of it is spent.
         """
         step = self.resumed_from if self._last_step is None else self._last_step
-        state: dict[str, Any] = {"step": step, "run_id": self.run_id}
+        measured = self._last_measured if self._loaded is None else self._loaded.get("measured")
+        state: dict[str, Any] = {"step": step, "measured": measured, "run_id": self.run_id}
         if self.schedule.budget is not None:
             state["spent"] = self.spent if self._last_step is None else self._ledger.state_dict()
         return state
@@ -118,6 +120,7 @@ class RunMonitor(ABC):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint: record file and budget are continued, not begun anew."""
         self.resumed_from, self.run_id, self.spent = int(state["step"]), state.get("run_id"), state.get("spent")
+        self._loaded = dict(state)
 
     def close(self) -> None:
         """Close the record file. Closing twice is harmless."""
@@ -137,6 +140,7 @@ class RunMonitor(ABC):
             return None
         fixed = last or self.schedule.is_fixed(step, self.total_steps)
         if not fixed and not self._within_budget(model):
+            self._last_measured = step
             self._skip(step)
             return None
         self._optional = not fixed

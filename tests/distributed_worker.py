@@ -91,6 +91,54 @@ def fails_and_goes_on() -> dict[str, Any]:
     return {"failed": len(failed), "warnings": [str(w.message) for w in caught], "later": later.metrics}
 
 
+def no_room_on_one(kind: type, n: int) -> dict[str, Any]:
+    """The second process has no memory for what comes behind the pass, until batches are small."""
+    prepare = kind.prepare
+
+    def fails(self: Any, counts_n: torch.Tensor) -> None:
+        if rank() == 1 and dist.is_initialized() and fails.times < 2:
+            fails.times += 1
+            raise torch.OutOfMemoryError("injected")
+        prepare(self, counts_n)
+
+    fails.times = 0
+    kind.prepare = fails
+    try:
+        return measured(n, layers="mix")
+    finally:
+        kind.prepare = prepare
+
+
+def told_to_end() -> dict[str, Any]:
+    """A signal has reached the second process alone: before a measurement, and in the midst of another."""
+    model = wrapped(Model())
+    told, asked = {"now": False}, []
+    watch = GeometryMonitor(
+        {"a": probe(40), "b": probe(41)},
+        layers="mix",
+        alpha_window=(1, 3),
+        batch_size=4,
+        schedule=Schedule(every=1),
+        on_error="raise",
+    )
+
+    def ending() -> bool:
+        asked.append(1)
+        return rank() == 1 and (told["now"] or len(asked) == told.get("at"))
+
+    watch.ending = ending
+    found = [len(watch.step(model, 0))]
+    told["now"] = True
+    found.append(len(watch.step(model, 1)))
+    told["now"] = False
+    told["at"] = len(asked) + 4
+    found.append(len(watch.step(model, 2)))
+    told["at"] = None
+    found.append(len(watch.step(model, 2)))
+    found.append(len(watch.step(model, 3)))
+    return {"records": found if dist.is_initialized() else [2, 0, 0, 2, 2]}
+
+
 def spoilt_row() -> dict[str, Any]:
     model = Model()
     rows = probe(40)
@@ -154,7 +202,8 @@ def reduced_store(kind: type, parts: list[int]) -> list[float]:
     store = kind(4)
     store.update(rows_nd[mine], torch.arange(50)[mine])
     if dist.is_initialized():
-        store.all_reduce((dist.group.WORLD,), torch.ones(50, dtype=torch.int64))
+        store.prepare(torch.ones(50, dtype=torch.int64))
+        store.all_reduce((dist.group.WORLD,))
     if isinstance(store, Rows):
         return store.stacked()[0].flatten().tolist()
     return [store.count, *store.mean.tolist(), *store.m2.flatten().tolist()]
@@ -204,6 +253,9 @@ def scenarios(folder: Path) -> dict[str, Callable[[], Any]]:
         "non-finite on one": spoilt_row,
         "out of memory on one": lambda: measured(65, on_second_process(3, oom), on_error="warn"),
         "failure on one": fails_and_goes_on,
+        "no room on one": lambda: no_room_on_one(Moments, 65),
+        "no room on one for rows": lambda: no_room_on_one(Rows, 7),
+        "told to end on one": told_to_end,
         "clocks differ": clocks_differ,
         "loads differ": lambda: loads_differ(folder),
         "moments": lambda: reduced_store(Moments, [37]),

@@ -93,6 +93,7 @@ def lightning(folder: Path, measured: Callable[[int], None]) -> None:
         max(folder.glob("step=*.ckpt"), key=number, default=None),
         DataLoader(same, batch_size=2),
         max_steps=UPDATES,
+        accumulate_grad_batches=1,  # resumed amid an accumulation, Lightning 2.6 saves and loses gradients
     )
 
 

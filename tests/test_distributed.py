@@ -89,7 +89,10 @@ def test_intervals_of_two_are_those_of_one(two: list[dict[str, Any]], one: Calla
         assert_close(found["intervals"], wanted, rel=1e-8)
 
 
-def test_non_finite_rows_of_one_process_are_known_to_both(two: list[dict[str, Any]], one: Callable[[str], Any]) -> None:
+@pytest.mark.fault
+def test_non_finite_rows_of_one_process_are_known_to_both(
+    two: list[dict[str, Any]], one: Callable[[str], Any], tally: Callable[..., None]
+) -> None:
     (record,) = two[0]["non-finite on one"]["records"]
     assert record["metrics"]["rankme"] is None
     assert record["reasons"]["rankme"].endswith("of 40 rows are not finite")
@@ -99,9 +102,13 @@ def test_non_finite_rows_of_one_process_are_known_to_both(two: list[dict[str, An
     assert records[0] == records[1] == records[2]
     said = [process["non-finite on one"]["warnings"] for process in two]
     assert said == [["geometry has no value at step 0: 3 of 40 rows are not finite; training goes on"], []]
+    tally("states of one process that are not finite")
 
 
-def test_out_of_memory_on_one_halves_both(two: list[dict[str, Any]], one: Callable[[str], Any]) -> None:
+@pytest.mark.fault
+def test_out_of_memory_on_one_halves_both(
+    two: list[dict[str, Any]], one: Callable[[str], Any], tally: Callable[..., None]
+) -> None:
     found = [process["out of memory on one"] for process in two]
     assert found[0] == found[1]
     assert found[0]["warnings"] == ["the probe ran out of memory: batch_size is now 2"]
@@ -110,9 +117,34 @@ def test_out_of_memory_on_one_halves_both(two: list[dict[str, Any]], one: Callab
         assert (got["batch_size"], whole["batch_size"]) == (2, 8)
         assert got["notes"] == [f"out of memory: batch_size halved to {size}" for size in (4, 2)]
         assert got["metrics"] == pytest.approx(whole["metrics"], rel=1e-6)
+    tally("memory of one process")
 
 
-def test_failure_on_one_is_a_failure_of_both(two: list[dict[str, Any]], one: Callable[[str], Any]) -> None:
+@pytest.mark.fault
+@pytest.mark.parametrize("name", ["no room on one", "no room on one for rows"])
+def test_memory_that_runs_out_behind_the_pass(
+    two: list[dict[str, Any]], one: Callable[[str], Any], name: str, tally: Callable[..., None]
+) -> None:
+    """Before any process has begun to exchange what it has."""
+    (whole,) = one(name)["records"]
+    assert two[0][name]["records"] == two[1][name]["records"]
+    (got,) = two[0][name]["records"]
+    assert got["notes"] == [f"out of memory: batch_size halved to {size}" for size in (4, 2)]
+    assert got["metrics"] == pytest.approx(whole["metrics"], rel=1e-6)
+    tally("memory of one process")
+
+
+@pytest.mark.fault
+def test_both_end_where_one_is_told_to(two: list[dict[str, Any]], tally: Callable[..., None]) -> None:
+    """Not begun, given up whole, taken when it is due again, and then as ever."""
+    assert [process["told to end on one"]["records"] for process in two] == [[2, 0, 0, 2, 2]] * 2
+    tally("SIGTERM on one process", injected=2, survived=2)
+
+
+@pytest.mark.fault
+def test_failure_on_one_is_a_failure_of_both(
+    two: list[dict[str, Any]], one: Callable[[str], Any], tally: Callable[..., None]
+) -> None:
     first, second = (process["failure on one"] for process in two)
     assert (first["failed"], second["failed"]) == (0, 0)
     assert "another process failed to measure" in first["warnings"][0]
@@ -120,6 +152,7 @@ def test_failure_on_one_is_a_failure_of_both(two: list[dict[str, Any]], one: Cal
     later = one("failure on one")["later"]  # both go on together
     assert_close(first["later"], later, rel=1e-9)
     assert first["later"] == second["later"]
+    tally("failure on one process")
 
 
 def test_first_process_decides_within_the_budget(two: list[dict[str, Any]]) -> None:

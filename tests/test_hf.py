@@ -321,6 +321,28 @@ def test_resuming_with_another_probe_is_refused(tmp_path):
     assert len({record["fingerprint"] for record in records}) == 2
 
 
+def test_resuming_with_other_positions_is_refused(tmp_path):
+    saving = dict(save_strategy="steps", save_steps=3)
+    trainer(tmp_path, [callback()], max_steps=3, **saving).train()
+    with pytest.raises(ValueError, match="measured with positions = last, and now has 2: give it the same"):
+        trainer(tmp_path, [callback(positions=2)], **saving).train(resume_from_checkpoint=True)
+
+
+def test_two_callbacks_that_a_checkpoint_could_not_tell_apart_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"two callbacks measure .*: label their probes differently"):
+        trainer(tmp_path, [callback(), callback(positions=2)]).train()
+
+
+def test_run_stopped_early_is_measured_at_its_last_update_whatever_is_saved_at_sigterm(tmp_path):
+    class Never(TrainerCallback):
+        def on_evaluate(self, args, state, control, **kwargs):
+            control.should_training_stop = True
+
+    made = trainer(tmp_path, [callback(), Never()], eval_strategy="steps", eval_steps=3, enable_jit_checkpoint=True)
+    made.train()
+    assert [record["step"] for record in read_records(tmp_path / "geometry.jsonl")] == [0, 2, 3]
+
+
 def test_two_callbacks_in_one_trainer_keep_their_files_apart(tmp_path):
     saving = dict(save_strategy="steps", save_steps=3)
     both = lambda: [callback(layers=1), callback(layers=2)]

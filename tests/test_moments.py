@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 import pytest
 import torch
@@ -44,32 +42,6 @@ def test_batches_give_the_whole(sizes: list[int], mean: float, rtol: float) -> N
     for batch_bd in rows_nd.split(sizes):
         moments.update(batch_bd)
     assert_whole(moments, rows_nd, rtol)
-
-
-@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 1, 0, 2), (2, 3, 1, 0)])
-@pytest.mark.parametrize(("mean", "rtol"), [(3.0, 1e-12), (1e4, 1e-10)])
-def test_merging_gives_the_whole(order: tuple[int, ...], mean: float, rtol: float) -> None:
-    rows_nd = rows(mean)
-    parts = [filled(part) for part in rows_nd.split([50, 0, 2, 51])]
-    merged = Moments(D)
-    for index in order:
-        merged.merge(parts[index])
-    assert_whole(merged, rows_nd, rtol)
-    left, right = copy.deepcopy(parts[0]), copy.deepcopy(parts[3])
-    left.merge(parts[2])
-    right.merge(parts[1])
-    left.merge(right)
-    assert_whole(left, rows_nd, rtol)
-
-
-def test_merging_leaves_the_other_as_it_was() -> None:
-    one, other = filled(rows()), filled(rows(5.0))
-    before = copy.deepcopy(other)
-    one.merge(other)
-    one.update(rows())
-    assert other.count == before.count
-    assert torch.equal(other.mean, before.mean)
-    assert torch.equal(other.m2, before.m2)
 
 
 @pytest.mark.parametrize("strip", [1, 3, 7, 10])

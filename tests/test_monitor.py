@@ -678,6 +678,47 @@ def test_checkpoint_of_another_convention_is_refused(changed: dict[str, Any], sa
     monitor(batch_size=7).load_state_dict(state)  # says how, not what: the same numbers but for rounding
 
 
+def test_what_a_checkpoint_left_unmeasured_is_measured(tmp_path: Path) -> None:
+    """The end had come before the measurement, yet not before the checkpoint."""
+    path, model = tmp_path / "g.jsonl", tiny.model()
+    first = monitor(path=path, schedule=Schedule(every=2, per_decade=0))
+    for step in range(4):
+        first.step(model, step)
+    first.ending = lambda: True
+    assert first.step(model, 4) == []
+    state = first.state_dict()
+    first.close()
+    assert (state["step"], state["measured"]) == (4, 2)
+    for _ in range(2):  # once: the file says so even where the checkpoint is the old one
+        again = monitor(path=path, schedule=Schedule(every=2, per_decade=0))
+        again.load_state_dict(json.loads(json.dumps(state)))
+        again.step(model, 4)
+        again.close()
+    assert [r["step"] for r in read_records(path)] == [0, 2, 4]
+
+
+def test_a_measurement_that_is_given_up_leaves_nothing(tmp_path: Path) -> None:
+    watch = monitor({"a": tiny.probe(), "b": tiny.probe(seed=3)}, path=tmp_path / "g.jsonl", batch_size=16)
+    asked: list[int] = []
+    watch.ending = lambda: bool(asked.append(1)) or len(asked) == 1 + 4 + 2
+    assert watch.step(tiny.model(), 0) == []
+    assert len(asked) == 7
+    assert read_records(tmp_path / "g.jsonl") == []
+    assert watch.state_dict()["measured"] is None
+    assert len(watch.step(tiny.model(), 0)) == 2
+
+
+def test_a_file_of_another_kind_costs_the_phases_alone(tmp_path: Path) -> None:
+    path = tmp_path / "g.jsonl"
+    ours = {"kind": "record", "probe": "probe", "layer": "layer3", "fingerprint": None, "positions": None}
+    lines = [{"kind": "record", "step": 1, "accuracy": 0.5}, ours | {"step": 2, "rankme": "high"}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    watch = monitor(path=path, schedule=Schedule(every=1))
+    with pytest.warns(UserWarning, match="phases start anew"):
+        watch.start(tiny.model(), step=2)
+    assert len(watch.step(tiny.model(), 3)) == 1
+
+
 def test_an_allowed_change_begins_another_curve(tmp_path: Path) -> None:
     """Values of another probe say nothing of the phase."""
     path, model = tmp_path / "g.jsonl", tiny.model()

@@ -196,6 +196,13 @@ def test_next_free_name(tmp_path: Path) -> None:
     assert run(path, [9], start=5).name == "geometry-4.jsonl"
 
 
+@pytest.mark.parametrize("start", [0, 3])
+def test_large_number_in_a_neighbour_s_name(tmp_path: Path, start: int) -> None:
+    """A date, say, which is no reason to try all names up to it."""
+    (tmp_path / "g-20261125103000.jsonl").write_text("")
+    assert run(tmp_path / "g.jsonl", [start], start=start).name in ("g.jsonl", "g-20261125103000.jsonl")
+
+
 def test_empty_file_is_used(tmp_path: Path) -> None:
     path = tmp_path / "g.jsonl"
     path.touch()
@@ -212,8 +219,9 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("start", [0, 5])
-def test_two_processes_are_kept_apart(tmp_path: Path, start: int) -> None:
+def test_two_processes_are_kept_apart(tmp_path: Path, start: int, tally: Callable[..., None]) -> None:
     """The other process has the file open; killed, it leaves no lock behind."""
     path = run(tmp_path / "g.jsonl", [0]) if start else tmp_path / "g.jsonl"
     command = [sys.executable, "-c", HOLD, str(path), str(start)]
@@ -234,6 +242,7 @@ def test_two_processes_are_kept_apart(tmp_path: Path, start: int) -> None:
     (tmp_path / "g-2.jsonl").unlink()
     (tmp_path / "g-3.jsonl").unlink()
     assert run(path, [9], start=5) == path
+    tally("two writers", injected=2, survived=2)
 
 
 def test_spectra_are_kept_and_read(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ gathered there, and measured again here, where no process group is.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,10 @@ def test_what_does_not_fit_is_refused_before_training(two: list[dict[str, Any]],
         assert process[name].startswith(said)
 
 
-def test_a_failure_inside_the_pass_of_parts_ends_in_our_message(two: list[dict[str, Any]]) -> None:
+@pytest.mark.fault
+def test_a_failure_inside_the_pass_of_parts_ends_in_our_message(
+    two: list[dict[str, Any]], tally: Callable[..., None]
+) -> None:
     """On the process that failed at once, on the other after the group's time-out, though on_error is "warn"."""
     waited, failed = (process["fails inside"]["said"] for process in two)
     assert "OutOfMemoryError: injected" in failed
@@ -127,3 +131,4 @@ def test_a_failure_inside_the_pass_of_parts_ends_in_our_message(two: list[dict[s
             f"LostPassError: the probe failed on process {rank} inside the forward pass of a sharded"
         )
         assert "go on from its last checkpoint with a smaller batch_size (now 4)" in said
+    tally("failure on one process among shards", injected=1, survived=0)
