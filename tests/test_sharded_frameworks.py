@@ -7,13 +7,11 @@ One launch runs all of `framework_worker`, as most of its time goes into imports
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import micro
+import processes
 import pytest
 import reference
 import tiny
@@ -33,22 +31,10 @@ METRICS = ["rankme", "participation_ratio", "stable_rank", "top1_share", "trace"
 
 def launch(config: str, folder: Path, base: Path) -> None:
     """Run the worker in two processes under a file of recipes/accelerate; what they said goes into said.txt."""
-    own = ("ACCELERATE_", "FSDP_", "WANDB_", "MASTER_", "RANK", "WORLD_SIZE", "LOCAL_")
-    env = {key: value for key, value in os.environ.items() if not key.startswith(own)}
-    env |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'recipes'}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
-    env |= {"GLOO_SOCKET_IFNAME": "lo", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "DS_ACCELERATOR": "cpu"}
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"recipes/accelerate/{config}.yaml"]
-    command += ["--num_processes", "2", "--mixed_precision", "no", "--main_process_port", "0"]
-    process = subprocess.Popen(
-        [*command, "tests/framework_worker.py", str(folder), str(base)],
-        cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    )  # fmt: skip
-    try:
-        said, _ = process.communicate(timeout=TIMEOUT)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, 9)  # the launcher and both that it started
-        pytest.fail(f"two processes hung for {TIMEOUT:g} s:\n{process.communicate()[0][-3000:]}")
-    assert process.returncode == 0, said[-5000:]
+    config = f"recipes/accelerate/{config}.yaml"
+    said = processes.launch(
+        "--config_file", config, "tests/framework_worker.py", str(folder), str(base), timeout=TIMEOUT
+    )
     (folder / "said.txt").write_text(said)
 
 
@@ -63,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def two(folder: Path) -> list[dict[str, Any]]:
     """What each of two processes found."""
-    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
+    return processes.found_by(folder)
 
 
 def gathered(folder: Path, name: str, step: int, dtype: torch.dtype = torch.float32) -> dict[str, float]:

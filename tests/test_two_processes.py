@@ -6,14 +6,12 @@ SFT is launched as a user does; DPO and GRPO share a second launch, since most o
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import grpo
 import micro
+import processes
 import pytest
 import torch
 
@@ -31,23 +29,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def launch(*command: str) -> str:
     """Runs a script in two processes and returns what they said."""
-    own = ("ACCELERATE_", "WANDB_", "MASTER_", "RANK", "WORLD_SIZE", "LOCAL_")
-    env = {key: value for key, value in os.environ.items() if not key.startswith(own)}
-    env |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'recipes'}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
-    env |= {"GLOO_SOCKET_IFNAME": "lo", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
-    two = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
-    two += ["--dynamo_backend", "no", "--main_process_port", "0"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "accelerate.commands.launch", *two, *command],
-        cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    )  # fmt: skip
-    try:
-        said, _ = process.communicate(timeout=TIMEOUT)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, 9)  # the launcher and both that it started
-        pytest.fail(f"two processes hung for {TIMEOUT:g} s:\n{process.communicate()[0][-3000:]}")
-    assert process.returncode == 0, said[-5000:]
-    return said
+    return processes.launch("--multi_gpu", "--num_machines", "1", "--dynamo_backend", "no", *command, timeout=TIMEOUT)
 
 
 @pytest.fixture(scope="module")

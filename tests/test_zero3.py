@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import micro
+import processes
 import pytest
 import torch
 from test_sharded_frameworks import UPDATES, check_recipe, chosen, gathered, launch
@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def two(folder: Path) -> list[dict[str, Any]]:
     """What each of two processes found."""
-    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
+    return processes.found_by(folder)
 
 
 @pytest.mark.parametrize("name", NAMES)
