@@ -312,9 +312,11 @@ def test_a_killed_process_loses_and_repeats_nothing(
         return measure(self, model, checkpoint)
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub))
+    kept = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
     with monkeypatch.context() as patched:
         patched.setattr(CheckpointMeasure, "geometry", stopped)
         assert main(["trace", *map(str, arguments), "--batch-size", "1", "--device", "cpu"]) == 130
+    signal.signal(signal.SIGINT, kept)
     assert "the same command goes on" in capsys.readouterr().err
     again = read_records(out)
     assert again[: len(seen)] == seen
