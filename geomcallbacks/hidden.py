@@ -127,7 +127,7 @@ class Reader:
         device = device_of(self.called)
         select = _selector(batch, positions, device)
         ids_bt = send(batch.input_ids_bt, device)
-        # Without padding a mask says nothing, and Transformers would wait for the device to find that out.
+        # Without padding a mask says nothing, and attention without one may take a faster way.
         needed = batch.padded or not self._reads_backbone
         mask_bt = send(batch.mask_bt, device) if needed else None
         features: dict[str, Tensor] = {}

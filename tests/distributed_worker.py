@@ -267,15 +267,20 @@ def scenarios(folder: Path) -> dict[str, Callable[[], Any]]:
     }
 
 
-def main(number: int, world_size: int, folder: Path) -> None:
+def join(number: int, world_size: int, folder: Path, seconds: float) -> None:
+    """Make this process one of a group on gloo that waits no longer than so many seconds."""
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
         init_method=f"file://{folder}/store",
         rank=number,
         world_size=world_size,
-        timeout=timedelta(seconds=30),
+        timeout=timedelta(seconds=seconds),
     )
+
+
+def main(number: int, world_size: int, folder: Path) -> None:
+    join(number, world_size, folder, seconds=30)
     found = {"world size": dist.get_world_size()}
     for name, call in scenarios(folder).items():
         found[name] = call()

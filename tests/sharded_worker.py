@@ -14,6 +14,7 @@ from typing import Any
 import tiny
 import torch
 import torch.distributed as dist
+from distributed_worker import join
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -205,14 +206,7 @@ def scenarios(folder: Path) -> dict[str, Callable[[], Any]]:
 
 
 def main(number: int, world_size: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/store",
-        rank=number,
-        world_size=world_size,
-        timeout=timedelta(seconds=60),
-    )
+    join(number, world_size, folder, seconds=60)
     found: dict[str, Any] = {"world size": dist.get_world_size()}
     for name, call in scenarios(folder).items():
         found[name] = call()

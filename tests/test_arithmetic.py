@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import random
 import re
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -22,24 +19,9 @@ from arithmetic import (
     worked_solution,
 )
 from data import problem_rows
+from hostile import no_hang
 
 TEXT = re.compile(r"Question: ([^\n]+)\n(.*?)Answer: (-?[0-9]+)\n", re.DOTALL)
-
-
-@contextmanager
-def at_most(seconds: int) -> Iterator[None]:
-    """Fails a test that would hang."""
-
-    def stop(*_: Any) -> None:
-        raise TimeoutError(f"not done within {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def style_of(solution: str) -> str:
@@ -172,7 +154,7 @@ def test_drawn_problems_are_different_reproducible_and_alternate() -> None:
 
 
 def test_more_problems_than_there_are_is_an_error_and_not_an_endless_search() -> None:
-    with at_most(60), pytest.raises(ValueError, match=r"100000 problems: only 19\d\d different.*2 terms"):
+    with no_hang(60), pytest.raises(ValueError, match=r"100000 problems: only 19\d\d different.*2 terms"):
         distinct_problems(100_000, (2,), held_out=True, seed=0)
 
 
@@ -252,5 +234,5 @@ MALFORMED = {
 
 @pytest.mark.parametrize("completion", MALFORMED.values(), ids=MALFORMED)
 def test_malformed_completions_have_no_answer(completion: str) -> None:
-    with at_most(5):
+    with no_hang(5):
         assert read_answer(completion) is None
