@@ -10,9 +10,10 @@ from collections.abc import Callable
 import math_judge
 import pytest
 from data import problem_rows, to_pairs, to_problems
+from hostile import no_hang
 from math_judge import MathJudge
 from rewards import VERIFIERS, Verifier
-from test_arithmetic import MALFORMED, at_most
+from test_arithmetic import MALFORMED
 
 EVERY = ["integer", "math_verify"]
 
@@ -88,7 +89,7 @@ READ_AS_FIVE = {
 
 @pytest.mark.parametrize("kind", MALFORMED)
 def test_malformed_completions_never_stop_math_verify(kind: str) -> None:
-    with at_most(30):
+    with no_hang(30):
         assert verifier("math_verify").reward([MALFORMED[kind]], ["5"]) in ([0.0], [1.0])
         answer = verifier("math_verify").read(MALFORMED[kind])
     assert answer is None or isinstance(answer, str)
