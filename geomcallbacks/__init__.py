@@ -31,7 +31,7 @@ __all__ = [
     "read_spectra",
 ]
 
-_LAZY = ("hf", "lightning", "report", "trace")
+_LAZY = ("behaviour", "hf", "lightning", "report", "trace")
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from geomcallbacks.printable import printable
+from geomcallbacks.running.messages import printable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,7 +49,7 @@ def _phases(given: argparse.Namespace) -> int:
     import json
     from pathlib import Path
 
-    from geomcallbacks.phase_table import phases_of_file, table
+    from geomcallbacks.phases.table import phases_of_file, table
     from geomcallbacks.report.data import record_file
 
     from_scratch = False if given.trained else None

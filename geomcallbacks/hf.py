@@ -7,10 +7,10 @@ from typing import Any
 from torch import nn
 from transformers import TrainerState
 
-from geomcallbacks.hf_log import MonitorCallback, Row
+from geomcallbacks.adapters.hf import MonitorCallback, Row
+from geomcallbacks.adapters.tracker import wandb_spectra
 from geomcallbacks.monitor import GeometryMonitor
 from geomcallbacks.probe import ProbeSet
-from geomcallbacks.tracker import wandb_spectra
 
 _PRINTED = ("rankme", "alpha_req", "top1_share")  # a row of ten is not read
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import lightning as L
 
-from geomcallbacks.lightning_log import MonitorCallback, Row
+from geomcallbacks.adapters.lightning import MonitorCallback, Row
+from geomcallbacks.adapters.tracker import wandb_spectra
 from geomcallbacks.monitor import GeometryMonitor
 from geomcallbacks.probe import ProbeSet
-from geomcallbacks.tracker import wandb_spectra
 
 
 class GeometryCallback(MonitorCallback):

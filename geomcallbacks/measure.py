@@ -15,17 +15,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from geomcallbacks.device import device_of
-from geomcallbacks.distributed import rank, worst
-from geomcallbacks.hidden import Reader, leave_no_trace
-from geomcallbacks.intervals import jackknife
-from geomcallbacks.metrics import METRIC_NAMES, explain, no_values, summarise
-from geomcallbacks.moments import Moments, Rows
+from geomcallbacks.metrics import METRIC_NAMES
 from geomcallbacks.probe import ProbeSet, deal
+from geomcallbacks.reading.device import device_of
+from geomcallbacks.reading.no_trace import leave_no_trace
+from geomcallbacks.reading.reader import Reader
+from geomcallbacks.reading.sharding import release
 from geomcallbacks.record import GeometryRecord
+from geomcallbacks.running.processes import rank, worst
 from geomcallbacks.settings import Settings
-from geomcallbacks.spectrum import spectrum_of
-from geomcallbacks.spread import release
+from geomcallbacks.spectra.jackknife import jackknife
+from geomcallbacks.spectra.moments import Moments, Rows
+from geomcallbacks.spectra.spectrum import spectrum_of
+from geomcallbacks.spectra.summary import explain, no_values, summarise
 
 _OK, _OUT_OF_MEMORY, _FAILED, _ENDING = range(4)
 _SUMMARY = len(METRIC_NAMES) + 1  # numbers of `summarise`
@@ -73,8 +75,6 @@ def check_fit(model: nn.Module, probes: dict[str, ProbeSet], settings: Settings)
     Raises:
         ValueError: the model's vocabulary, its layers or its d do not fit probe and settings.
     """
-    settings.reader(model)  # refuses what cannot be compiled
-    settings = replace(settings, compile=False)  # one short row is not worth a compilation
     reader = settings.reader(model)
     if settings.precision == "fp32" and reader.spread.dtype not in (None, torch.float32):
         raise ValueError(
@@ -223,7 +223,7 @@ def _gather(
 def _one_pass(reader: Reader, settings: Settings, device: torch.device) -> Iterator[None]:
     """Around forward passes: under the settings' autocast, and without a trace on the model."""
     try:
-        with leave_no_trace(reader.called, eager=not settings.compile), settings.autocast(device):
+        with leave_no_trace(reader.called), settings.autocast(device):
             yield
     finally:
         if reader.spread.sharded:
@@ -251,7 +251,7 @@ def _pass(
 ) -> dict[str, _Gathered]:
     layers: dict[str, _Gathered] = {}
     n = settings.features(probe)
-    batches = probe.batches(settings.batch_size, one_width=settings.compile)
+    batches = probe.batches(settings.batch_size)
     for batch, counted in deal(batches, reader.spread.index, reader.spread.count):
         if ending is not None and not reader.spread.sharded and ending():  # among shards others wait in the same batch
             raise EndingError

@@ -13,17 +13,18 @@ from typing import Any
 
 from torch import nn
 
-from geomcallbacks.device import device_of
-from geomcallbacks.distributed import from_first, rank
-from geomcallbacks.hidden import ForwardFn
-from geomcallbacks.locate import Layers, layer_list
 from geomcallbacks.measure import EndingError, LostPassError, check_fit, measure_probe
 from geomcallbacks.metrics import DEFAULT_WINDOW
-from geomcallbacks.phases import PHASE_NAMES, PhaseTracker
-from geomcallbacks.positions import Positions
+from geomcallbacks.phases import PHASE_NAMES
+from geomcallbacks.phases.tracker import PhaseTracker
 from geomcallbacks.probe import ProbeSet
+from geomcallbacks.probing.positions import Positions
+from geomcallbacks.reading.device import device_of
+from geomcallbacks.reading.locate import Layers, layer_list
+from geomcallbacks.reading.reader import ForwardFn
 from geomcallbacks.record import CONVENTION, GeometryRecord, read_records
-from geomcallbacks.run_monitor import RunMonitor
+from geomcallbacks.running.base import RunMonitor
+from geomcallbacks.running.processes import from_first, rank
 from geomcallbacks.schedule import Schedule
 from geomcallbacks.settings import Settings, about
 
@@ -52,8 +53,6 @@ class GeometryMonitor(RunMonitor):
         on_error: "warn" once and go on when a measurement fails, or "raise".
         batch_size: rows of the probe that go through the model together. Part of what a number means in low
             precision, so it is recorded.
-        compile: run the blocks of a causal language model through torch.compile, all batches padded to one width. The
-            first measurement compiles; not for a model that training itself compiles, nor for a sharded one.
         spectra: keep the whole eigenspectrum of each measurement beside the record file.
         intervals: give each metric a 95 % interval by resampling the probe's rows. Costs twenty more spectra.
         tokens_per_update: training tokens of one update, to record how many were seen.
@@ -83,7 +82,6 @@ class GeometryMonitor(RunMonitor):
         path: str | Path | None = None,
         on_error: str = "warn",
         batch_size: int = 32,
-        compile: bool = False,
         spectra: bool = True,
         intervals: bool = False,
         tokens_per_update: int | None = None,
@@ -92,9 +90,7 @@ class GeometryMonitor(RunMonitor):
         allow_change: bool = False,
     ) -> None:
         super().__init__(schedule, path, on_error, total_steps)
-        self.settings = Settings(
-            layers, positions, alpha_window, precision, module, forward, batch_size, intervals, compile
-        )
+        self.settings = Settings(layers, positions, alpha_window, precision, module, forward, batch_size, intervals)
         self.probes = _labelled(probe)
         for label, rows in self.probes.items():
             self.settings.check_probe(label, rows)

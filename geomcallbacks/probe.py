@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from geomcallbacks.text import column_of, tokenise
-from geomcallbacks.token_rows import check_rows, left_aligned, row_of
+from geomcallbacks.probing.rows import check_rows, left_aligned, row_of
+from geomcallbacks.probing.text import column_of, tokenise
 
 _FORMAT = "geomcallbacks.probe.v1"
 
@@ -69,7 +69,7 @@ class ProbeSet:
         self.lengths_n = lengths_n.to("cpu", torch.int64)
         self.dropped = dropped
         self._fingerprint: str | None = None
-        self._batches: dict[tuple[int, bool], list[ProbeBatch]] = {}
+        self._batches: dict[int, list[ProbeBatch]] = {}
 
     def __len__(self) -> int:
         return len(self.lengths_n)
@@ -224,7 +224,7 @@ class ProbeSet:
             )
         return probe
 
-    def batches(self, batch_size: int, *, one_width: bool = False) -> list[ProbeBatch]:
+    def batches(self, batch_size: int) -> list[ProbeBatch]:
         """The probe cut into batches, longest rows first; cut once, and kept.
 
         The cut depends on the rows and on the arguments alone, never on how many processes share the work: another
@@ -233,19 +233,16 @@ class ProbeSet:
 
         Args:
             batch_size: rows of a batch; the last may have fewer.
-            one_width: pad every batch to the probe's longest row, so that a compiled model meets one shape.
         """
-        key = (batch_size, one_width)
-        if key not in self._batches:
+        if batch_size not in self._batches:
             order = torch.argsort(self.lengths_n, descending=True, stable=True)
-            width = self.input_ids_nt.shape[1] if one_width else None
-            self._batches[key] = [self.batch(rows_b, width) for rows_b in torch.split(order, batch_size)]
-        return self._batches[key]
+            self._batches[batch_size] = [self.batch(rows_b) for rows_b in torch.split(order, batch_size)]
+        return self._batches[batch_size]
 
-    def batch(self, rows_b: Tensor, width: int | None = None) -> ProbeBatch:
-        """The rows of the given numbers (b,), padded to `width` tokens or to the longest of them."""
+    def batch(self, rows_b: Tensor) -> ProbeBatch:
+        """The rows of the given numbers (b,), padded to the longest of them."""
         lengths_b = self.lengths_n[rows_b]
-        return ProbeBatch(rows_b, self.input_ids_nt[rows_b, : width or int(lengths_b.max())], lengths_b)
+        return ProbeBatch(rows_b, self.input_ids_nt[rows_b, : int(lengths_b.max())], lengths_b)
 
 
 def deal(batches: list[ProbeBatch], rank: int, world_size: int) -> list[tuple[ProbeBatch, bool]]:

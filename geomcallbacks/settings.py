@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from geomcallbacks.hidden import ForwardFn, Reader
-from geomcallbacks.locate import Layers, layer_list
 from geomcallbacks.metrics import DEFAULT_WINDOW, check_window
-from geomcallbacks.positions import Positions, check_positions, position_count
 from geomcallbacks.probe import ProbeSet
+from geomcallbacks.probing.positions import Positions, check_positions, position_count
+from geomcallbacks.reading.locate import Layers, layer_list
+from geomcallbacks.reading.reader import ForwardFn, Reader
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,12 @@ class Settings:
     forward: ForwardFn | None = None
     batch_size: int = 32
     intervals: bool = False
-    compile: bool = False
 
     def __post_init__(self) -> None:
         check_positions(self.positions)
         object.__setattr__(self, "alpha_window", check_window(self.alpha_window))
         if self.precision not in ("training", "fp32", "bf16"):
             raise ValueError(f"precision={self.precision!r} is unknown: give 'training', 'fp32' or 'bf16'")
-        if self.compile and self.forward is not None:
-            raise ValueError("compile=True and forward= are both given: compile inside forward, and leave compile out")
         if not isinstance(self.batch_size, int) or self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size!r}: give a positive number of rows")
         for layer in layer_list(self.layers):
@@ -53,7 +50,7 @@ class Settings:
 
     def reader(self, model: nn.Module) -> Reader:
         """What is called and read of this model."""
-        return Reader(model, self.layers, self.module, self.forward, self.compile)
+        return Reader(model, self.layers, self.module, self.forward)
 
     def counts(self, probe: ProbeSet) -> Tensor:
         """How many features each row of the probe gives, (rows,)."""

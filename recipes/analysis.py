@@ -17,13 +17,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from analysis_numbers import analyse
-from analysis_table import render
-from arguments import RecipeParser, setting
-from contrast_run import find_launcher
-from corpus import Corpus
-from run_folder import RunFolder
-from tokens import probe_rows
+from analyses.numbers import analyse
+from analyses.table import render
+from contrasts.run import find_launcher
+from text.corpus import Corpus
+from text.tokens import probe_rows
+from training.arguments import RecipeParser, setting
+from training.run_folder import RunFolder
 from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 

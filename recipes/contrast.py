@@ -18,13 +18,13 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from arguments import RecipeParser, setting
-from contrast_compare import compare
-from contrast_figure import draw
-from contrast_read import read_contrast, read_run
-from contrast_run import Runner, StageFailure
-from contrast_table import render
-from verdicts import MOST_SEEDS
+from contrasts.compare import compare
+from contrasts.figure import draw
+from contrasts.read import read_contrast, read_run
+from contrasts.run import Runner, StageFailure
+from contrasts.table import render
+from contrasts.verdicts import MOST_SEEDS
+from training.arguments import RecipeParser, setting
 
 #: SFT starts from at least so many checkpoints, as the paper's overtraining experiment does.
 FEWEST_CHECKPOINTS = 5

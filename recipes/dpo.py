@@ -13,12 +13,12 @@ import dataclasses
 import json
 
 from accelerate import PartialState
-from arguments import RecipeParser, setting
-from arithmetic import read_answer
-from data import Row, to_pairs, to_preferences, write_rows
 from datasets import Dataset
-from posttrain import Stage, end_processes, write_whole
-from stage_settings import StageSettings
+from text.arithmetic import read_answer
+from text.data import Row, to_pairs, to_preferences, write_rows
+from training.arguments import RecipeParser, setting
+from training.posttrain import Stage, end_processes, write_whole
+from training.stage_settings import StageSettings
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import DPOConfig, DPOTrainer
 

@@ -15,12 +15,12 @@ import json
 from typing import Literal
 
 from accelerate import PartialState
-from arguments import RecipeParser, setting
-from data import Row, problem_rows, read_rows, to_pairs, to_problems
 from datasets import Dataset
-from posttrain import Stage, end_processes, write_whole
-from rewards import VERIFIERS, Verifier
-from stage_settings import StageSettings
+from judging.rewards import VERIFIERS, Verifier
+from text.data import Row, problem_rows, read_rows, to_pairs, to_problems
+from training.arguments import RecipeParser, setting
+from training.posttrain import Stage, end_processes, write_whole
+from training.stage_settings import StageSettings
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
 

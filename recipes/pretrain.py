@@ -25,16 +25,16 @@ from typing import Literal
 import lightning as L
 import torch
 import wandb
-from arguments import RecipeParser, setting
-from corpus import Corpus, dataset_corpus, offline_corpus
-from language_model import GeometryBar, LanguageModel, SaveModel
+from judging.pretrain_behaviour import BehaviourSettings, build_measures, save_measures
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
-from pretrain_behaviour import BehaviourSettings, build_measures, save_measures
-from probe_settings import ProbeSettings
-from run_folder import RunFolder
-from shapes import build_model
-from tokens import packed_rows, probe_rows, train_tokenizer
+from text.corpus import Corpus, dataset_corpus, offline_corpus
+from text.tokens import packed_rows, probe_rows, train_tokenizer
+from training.arguments import RecipeParser, setting
+from training.language_model import GeometryBar, LanguageModel, SaveModel
+from training.probe_settings import ProbeSettings
+from training.run_folder import RunFolder
+from training.shapes import build_model
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 

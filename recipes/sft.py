@@ -12,11 +12,11 @@ model on hub data, or on local files in the same columns::
 
 from __future__ import annotations
 
-from arguments import RecipeParser
-from data import to_pairs, write_rows
 from datasets import Dataset
-from posttrain import Stage, end_processes
-from stage_settings import StageSettings
+from text.data import to_pairs, write_rows
+from training.arguments import RecipeParser
+from training.posttrain import Stage, end_processes
+from training.stage_settings import StageSettings
 from trl import SFTConfig, SFTTrainer
 
 

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bottleneck_figure import draw
-from bottleneck_large import Large, train_large
-from bottleneck_model import Paths, Setting, rankme_curves, train, turns
-from bottleneck_table import render
+from tractable.figure import draw
+from tractable.large import Large, train_large
+from tractable.model import Paths, Setting, rankme_curves, train, turns
+from tractable.table import render
 
 from geomcallbacks.phases import find_phases
 

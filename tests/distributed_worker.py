@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from geomcallbacks import GeometryMonitor, ProbeSet, Schedule
-from geomcallbacks.moments import Moments, Rows
 from geomcallbacks.record import read_lines
-from geomcallbacks.record_writer import RecordWriter
+from geomcallbacks.running.writer import RecordWriter
+from geomcallbacks.spectra.moments import Moments, Rows
 
 
 class Model(nn.Module):
@@ -178,7 +178,7 @@ def clocks_differ() -> list[int]:
     def train(step: int) -> None:
         now[0] += 1000.0 if rank() == 0 and step > 0 else 1.0 if step == 0 else 0.0
 
-    with mock.patch("geomcallbacks.run_monitor.time.perf_counter", side_effect=lambda: now[0]):
+    with mock.patch("geomcallbacks.running.base.time.perf_counter", side_effect=lambda: now[0]):
         return budgeted(None, 1.0, 6, train)["steps"]
 
 

@@ -25,11 +25,11 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 from datasets import Dataset
 from lightning.pytorch.strategies import ModelParallelStrategy
-from posttrain import end_processes
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, TensorDataset
+from training.posttrain import end_processes
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 

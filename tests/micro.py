@@ -11,9 +11,9 @@ import dpo
 import grpo
 import sft
 import torch
+from judging.rewards import Verifier
 from pretrain import PretrainSettings
 from pretrain import main as pretrain
-from rewards import Verifier
 from transformers import AutoModelForCausalLM
 
 MODULES = {"sft": sft, "dpo": dpo, "grpo": grpo}

@@ -13,7 +13,7 @@ from typing import Any
 import grpo
 import micro
 from accelerate import PartialState
-from posttrain import end_processes
+from training.posttrain import end_processes
 
 HALF = {"dpo": {"per_device_train_batch_size": 2}, "grpo": {"per_device_train_batch_size": 4}}
 

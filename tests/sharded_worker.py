@@ -24,7 +24,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from transformers import PreTrainedModel
 
 from geomcallbacks import GeometryMonitor, ProbeSet
-from geomcallbacks.spread import spread_of
+from geomcallbacks.reading.sharding import spread_of
 
 PLAN = {f"self_attn.{name}_proj": ColwiseParallel() for name in "qkv"} | {
     "self_attn.o_proj": RowwiseParallel(),

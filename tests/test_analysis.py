@@ -9,8 +9,8 @@ from pathlib import Path
 import matplotlib.image
 import pytest
 import yaml
+from analyses.numbers import behaviour_numbers, turns
 from analysis import AnalysisSettings, evenly_in_log, main
-from analysis_numbers import behaviour_numbers, turns
 
 from geomcallbacks import ProbeSet, read_records
 from geomcallbacks.phases import find_phases

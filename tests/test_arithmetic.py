@@ -7,7 +7,8 @@ import re
 from typing import Any
 
 import pytest
-from arithmetic import (
+from hostile import no_hang
+from text.arithmetic import (
     ANSWERS,
     LARGEST,
     Problem,
@@ -18,8 +19,7 @@ from arithmetic import (
     read_answer,
     worked_solution,
 )
-from data import problem_rows
-from hostile import no_hang
+from text.data import problem_rows
 
 TEXT = re.compile(r"Question: ([^\n]+)\n(.*?)Answer: (-?[0-9]+)\n", re.DOTALL)
 

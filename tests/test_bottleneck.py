@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import softmax_bottleneck as bottleneck
 import torch
-from bottleneck_large import Large, Task, _measure, _slopes, make_task, start_large, train_large
-from bottleneck_model import Setting, constructed_start, rankme_curves, singular_values, start_of, train, turns
-from bottleneck_table import _phases
 from torch.nn import functional
+from tractable.large import Large, Task, _measure, _slopes, make_task, start_large, train_large
+from tractable.model import Setting, constructed_start, rankme_curves, singular_values, start_of, train, turns
+from tractable.table import _phases
 
 
 def by_numpy(setting, seed):

@@ -12,11 +12,11 @@ import pytest
 import tiny
 import torch
 
-from geomcallbacks.trace.checkpoints import Checkpoint, find_checkpoints
-from geomcallbacks.trace.folders import folder_checkpoints
-from geomcallbacks.trace.hub import Hub
-from geomcallbacks.trace.loading import load_model
-from geomcallbacks.trace.names import choose_names, log_spaced, parse_name, place_names
+from geomcallbacks.trace.checkpoints.find import Checkpoint, find_checkpoints
+from geomcallbacks.trace.checkpoints.folders import folder_checkpoints
+from geomcallbacks.trace.checkpoints.hub import Hub
+from geomcallbacks.trace.checkpoints.loading import load_model
+from geomcallbacks.trace.checkpoints.names import choose_names, log_spaced, parse_name, place_names
 
 #: The branches of EleutherAI/pythia-160m, as its model card lists them, and one more of another kind.
 PYTHIA = [f"step{n}" for n in (0, *(2**k for k in range(10)), *range(1000, 144_000, 1000))] + ["main"]

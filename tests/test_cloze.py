@@ -9,9 +9,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from cloze import PretrainingCounts, far_cloze, near_cloze
-from ngrams import NgramCounts
-from tokens import train_tokenizer
+from judging.cloze import PretrainingCounts, far_cloze, near_cloze
+from judging.ngrams import NgramCounts
+from text.tokens import train_tokenizer
 
 SYLLABLES = ["ra", "mo", "ti", "ke", "lu", "pa", "so", "ni", "ve", "do", "ga", "bi", "fu", "ze", "xo", "qui"]
 

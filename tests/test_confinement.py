@@ -20,9 +20,8 @@ from geomcallbacks import GeometryMonitor, read_records
 from geomcallbacks.behaviour import BehaviourMonitor
 from geomcallbacks.cli import main
 from geomcallbacks.record import read_spectra
-from geomcallbacks.selection import selection
-from geomcallbacks.trace.checkpoints import find_checkpoints
-from geomcallbacks.trace.hub import Hub
+from geomcallbacks.trace.checkpoints.find import find_checkpoints
+from geomcallbacks.trace.checkpoints.hub import Hub
 
 Tally = Callable[..., None]
 pytestmark = pytest.mark.fault
@@ -83,8 +82,6 @@ def test_no_spectrum_is_read_from_outside_the_folder_of_the_records(
     refused = "is no file there" if kind == "pipe" else "is outside the folder of the records"
     with pytest.raises((ValueError, FileNotFoundError), match=refused):
         read_spectra(run / "geometry.jsonl", lines[1])
-    with pytest.raises((ValueError, FileNotFoundError), match=refused):
-        selection(run / "geometry.jsonl")
     assert main(["report", str(run), "--out", str(tmp_path / "report")]) == 0  # without the figure of the spectra
     assert {file.name for file in (tmp_path / "report").iterdir()} == {"index.html", "analysis.png"}
     tally("file names")

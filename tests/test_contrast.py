@@ -10,12 +10,12 @@ from typing import Any
 import contrast
 import pytest
 from contrast import ContrastSettings, main, parse_seeds
-from contrast_compare import clock_minutes, guessing
 from contrast_folders import KS, UPDATES, geometry, write_base, write_contrast, write_lines, write_stage
-from contrast_plan import chosen_updates
-from contrast_read import newest, read_stage
-from contrast_run import find_launcher
-from contrast_table import table
+from contrasts.compare import clock_minutes, guessing
+from contrasts.plan import chosen_updates
+from contrasts.read import newest, read_stage
+from contrasts.run import find_launcher
+from contrasts.table import table
 
 
 def compare_in(root: Path, **changed: Any) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from contrast import ContrastSettings, main
-from contrast_plan import base_step
-from contrast_run import Runner, StageFailure
+from contrasts.plan import base_step
+from contrasts.run import Runner, StageFailure
 
 FAKE = """
 import json, sys, pathlib, os

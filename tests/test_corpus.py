@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from arithmetic import arithmetic_texts
-from corpus import (
+from text.arithmetic import arithmetic_texts
+from text.corpus import (
     PARTS,
     Corpus,
     Document,
@@ -21,7 +21,7 @@ from corpus import (
     part_of,
     split_corpus,
 )
-from tokens import packed_rows, probe_rows, train_tokenizer
+from text.tokens import packed_rows, probe_rows, train_tokenizer
 
 
 def make_text(seed: int, lines: int = 40) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from geomcallbacks.correlation import spearman, spearman_interval
+from geomcallbacks.statistics import spearman, spearman_interval
 
 
 @pytest.mark.parametrize("values", [3, 10, 10**6], ids=["many ties", "ties", "hardly any"])

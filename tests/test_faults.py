@@ -19,9 +19,10 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.tensorboard import SummaryWriter
 
-from geomcallbacks import GeometryMonitor, metrics, read_records, spectrum
-from geomcallbacks.hidden import Reader
-from geomcallbacks.spectrum import spectrum_of_rows
+from geomcallbacks import GeometryMonitor, metrics, read_records
+from geomcallbacks.reading.reader import Reader
+from geomcallbacks.spectra import spectrum
+from geomcallbacks.spectra.spectrum import spectrum_of_rows
 
 Patch = pytest.MonkeyPatch
 NOWHERE = Path("/proc/self/no/geometry.jsonl")  # a folder that nobody may make, root included

@@ -14,9 +14,10 @@ from test_monitor import assert_metrics, own_features
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from geomcallbacks import GeometryMonitor, ProbeSet, metrics
-from geomcallbacks.hidden import Reader, leave_no_trace
-from geomcallbacks.moments import Moments
-from geomcallbacks.spectrum import spectrum_of, spectrum_of_rows
+from geomcallbacks.reading.no_trace import leave_no_trace
+from geomcallbacks.reading.reader import Reader
+from geomcallbacks.spectra.moments import Moments
+from geomcallbacks.spectra.spectrum import spectrum_of, spectrum_of_rows
 
 pytestmark = [
     pytest.mark.gpu,

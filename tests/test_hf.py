@@ -22,8 +22,8 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTr
 
 from geomcallbacks import GeometryMonitor, Schedule, read_records
 from geomcallbacks.hf import GeometryCallback
-from geomcallbacks.hidden import leave_no_trace
 from geomcallbacks.metrics import METRIC_NAMES
+from geomcallbacks.reading.no_trace import leave_no_trace
 
 UPDATES = 6
 COMMON = dict(

@@ -13,11 +13,12 @@ from accelerate import cpu_offload
 from torch import Tensor, nn
 
 from geomcallbacks import GeometryMonitor, ProbeSet
-from geomcallbacks.hidden import Reader, leave_no_trace
-from geomcallbacks.locate import blocks_of, refuse_sharded, unwrap
-from geomcallbacks.moments import Rows
-from geomcallbacks.positions import check_positions, position_count, position_index
-from geomcallbacks.spread import entry_of
+from geomcallbacks.probing.positions import check_positions, position_count, position_index
+from geomcallbacks.reading.locate import blocks_of, refuse_sharded, unwrap
+from geomcallbacks.reading.no_trace import leave_no_trace
+from geomcallbacks.reading.reader import Reader
+from geomcallbacks.reading.sharding import entry_of
+from geomcallbacks.spectra.moments import Rows
 
 
 def read(

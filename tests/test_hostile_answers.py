@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import hypothesis.strategies as st
 import pytest
-from arithmetic import Problem, prompt_of, read_answer, worked_solution
-from data import to_problems
 from hostile import no_hang, refused, survive
-from rewards import VERIFIERS
+from judging.rewards import VERIFIERS
+from text.arithmetic import Problem, prompt_of, read_answer, worked_solution
+from text.data import to_problems
 
 SIZES = pytest.mark.parametrize("count", [300, pytest.param(12_000, marks=pytest.mark.slow)])
 pytestmark = pytest.mark.fault

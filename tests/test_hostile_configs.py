@@ -9,9 +9,9 @@ from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
-from arguments import RecipeParser
 from hostile import no_hang, survive
-from stage_settings import StageSettings
+from training.arguments import RecipeParser
+from training.stage_settings import StageSettings
 
 SIZES = pytest.mark.parametrize("count", [150, pytest.param(2_000, marks=pytest.mark.slow)])
 pytestmark = pytest.mark.fault

@@ -17,10 +17,10 @@ from hostile import refused, survive
 from geomcallbacks import metrics
 from geomcallbacks.behaviour.diversity import answer_entropy, distinct_answers, distinct_n
 from geomcallbacks.behaviour.passk import pass_at_k
-from geomcallbacks.correlation import spearman
-from geomcallbacks.moments import Moments
 from geomcallbacks.phases import find_phases
-from geomcallbacks.spectrum import spectrum_of, spectrum_of_rows
+from geomcallbacks.spectra.moments import Moments
+from geomcallbacks.spectra.spectrum import spectrum_of, spectrum_of_rows
+from geomcallbacks.statistics import spearman
 
 SIZES = pytest.mark.parametrize("count", [300, pytest.param(8_000, marks=pytest.mark.slow)])
 pytestmark = pytest.mark.fault

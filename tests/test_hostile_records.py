@@ -15,7 +15,7 @@ from hostile import no_hang, refused, survive
 from safetensors.torch import save
 
 from geomcallbacks.cli import main
-from geomcallbacks.phase_table import phases_of_file
+from geomcallbacks.phases.table import phases_of_file
 from geomcallbacks.record import read_records, read_spectra
 from geomcallbacks.report.data import read_runs
 from geomcallbacks.report.loss import read_loss

@@ -7,8 +7,8 @@ from typing import Any
 
 import hypothesis.strategies as st
 import pytest
-from data import functions, to_pairs, to_preferences, to_problems
 from hostile import no_hang, refused, survive
+from text.data import functions, to_pairs, to_preferences, to_problems
 
 SIZES = pytest.mark.parametrize("count", [300, pytest.param(2_000, marks=pytest.mark.slow)])
 pytestmark = pytest.mark.fault

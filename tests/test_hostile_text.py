@@ -20,8 +20,8 @@ from hostile import no_hang, refused, survive
 from safetensors.torch import save
 
 from geomcallbacks import ProbeSet
+from geomcallbacks.probing.offline import cut_texts
 from geomcallbacks.trace import ProbeSource
-from geomcallbacks.trace.offline_text import cut_texts
 from geomcallbacks.trace.rows import jsonl_rows
 
 SIZES = pytest.mark.parametrize("count", [300, pytest.param(5_000, marks=pytest.mark.slow)])

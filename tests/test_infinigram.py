@@ -13,7 +13,8 @@ import pytest
 import torch
 from ngram_reference import infinigram, occurrences
 
-from geomcallbacks.behaviour import InfiniGramAPI, infinigram_build
+from geomcallbacks.behaviour import InfiniGramAPI
+from geomcallbacks.behaviour.infinigram import build as infinigram_build
 
 BIG = 70_000  # a vocabulary that needs four bytes a token
 
@@ -93,7 +94,7 @@ def test_the_builders_trap_is_caught(index_class, tmp_path, monkeypatch):
     ids = documents(lengths=(60_000,))[0]
     with pytest.raises(ValueError, match="fewer parts"):
         index_class.build(ids, tmp_path, vocab_size=30, parts=2)
-    monkeypatch.setattr("geomcallbacks.behaviour.infinigram.check_parts", lambda stream, parts: None)
+    monkeypatch.setattr("geomcallbacks.behaviour.infinigram.index.check_parts", lambda stream, parts: None)
     with pytest.raises(RuntimeError, match="times, and it stands in the text"):
         index_class.build(ids, tmp_path, vocab_size=30, parts=2)
     with pytest.raises(FileNotFoundError, match="no whole index"):

@@ -8,9 +8,9 @@ import reference
 import scipy.stats
 import torch
 
-from geomcallbacks.intervals import GROUPS, jackknife
 from geomcallbacks.metrics import METRIC_NAMES
-from geomcallbacks.moments import Rows
+from geomcallbacks.spectra.jackknife import GROUPS, jackknife
+from geomcallbacks.spectra.moments import Rows
 
 WINDOW = (2, 6)
 

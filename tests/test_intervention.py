@@ -12,8 +12,8 @@ from transformers import GPT2LMHeadModel, GraniteConfig, GraniteForCausalLM
 from geomcallbacks import ProbeSet
 from geomcallbacks.behaviour import BehaviourMonitor, ChoiceAccuracy, Choices, SpectralIntervention
 from geomcallbacks.behaviour.intervention import KINDS, Directions, directions_of, head_logits, project
-from geomcallbacks.locate import backbone_of
 from geomcallbacks.measure import measure_probe
+from geomcallbacks.reading.locate import backbone_of
 from geomcallbacks.settings import Settings
 
 D = 16

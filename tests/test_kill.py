@@ -20,7 +20,7 @@ import test_lightning
 from transformers import TrainerCallback
 
 from geomcallbacks import Schedule, read_records
-from geomcallbacks.hidden import Reader
+from geomcallbacks.reading.reader import Reader
 
 HERE = Path(__file__).parent
 

@@ -25,7 +25,7 @@ from transformers.trainer_callback import CallbackHandler
 from geomcallbacks import GeometryMonitor, Schedule, phases, read_records
 from geomcallbacks.behaviour import BehaviourMonitor, CompletionLoss, Completions
 from geomcallbacks.hf import GeometryCallback
-from geomcallbacks.once import WarnOnce
+from geomcallbacks.running.messages import WarnOnce
 
 EVERY = 50
 #: Updates of the quick half, which `make test` runs, and of the whole.

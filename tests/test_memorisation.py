@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from memorisation_set import memorisation_set
+from judging.memorisation_set import memorisation_set
 from ngram_reference import infinigram, occurrences
 from safetensors import safe_open
 from safetensors.torch import save_file
 from scipy import stats
 from test_behaviour_preference import one_by_one
-from tokens import packed_rows, train_tokenizer
+from text.tokens import packed_rows, train_tokenizer
 from transformers import GPTNeoXForCausalLM
 
 from geomcallbacks import Schedule

@@ -10,8 +10,8 @@ import reference
 import torch
 
 from geomcallbacks import metrics
-from geomcallbacks.moments import Moments, Rows
-from geomcallbacks.spectrum import spectrum_of, spectrum_of_rows
+from geomcallbacks.spectra.moments import Moments, Rows
+from geomcallbacks.spectra.spectrum import spectrum_of, spectrum_of_rows
 
 SHAPES = {"n>d": (300, 48), "n=d+1": (49, 48), "n=d": (48, 48), "n<d": (48, 130)}
 WINDOW = (3, 36)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-import geomcallbacks.moments
-from geomcallbacks.device import float64_device
-from geomcallbacks.moments import Moments, Rows
+import geomcallbacks.spectra.moments
+from geomcallbacks.reading.device import float64_device
+from geomcallbacks.spectra.moments import Moments, Rows
 
 N, D = 103, 7
 BATCHES = {"one": [N], "singly": [1] * N, "uneven": [50, 1, 2, 50], "with an empty one": [0, 60, 0, 43, 0]}
@@ -47,8 +47,8 @@ def test_batches_give_the_whole(sizes: list[int], mean: float, rtol: float) -> N
 @pytest.mark.parametrize("strip", [1, 3, 7, 10])
 def test_blocks_and_strips_give_the_whole(monkeypatch: pytest.MonkeyPatch, strip: int) -> None:
     """Rows that fill several blocks, with M2 read between them, at widths that strips divide and do not."""
-    monkeypatch.setattr(geomcallbacks.moments, "_BLOCK", 20)
-    monkeypatch.setattr(geomcallbacks.moments, "_STRIP", strip)
+    monkeypatch.setattr(geomcallbacks.spectra.moments, "_BLOCK", 20)
+    monkeypatch.setattr(geomcallbacks.spectra.moments, "_STRIP", strip)
     rows_nd = rows(3.0)
     moments = Moments(D)
     for first, batch_bd in zip(range(0, N, 9), rows_nd.split(9), strict=True):

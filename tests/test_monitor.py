@@ -181,7 +181,7 @@ def test_measure_measures_whatever_the_schedule_says() -> None:
 def test_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """10 % of 100 updates of 1 s are 10 s: three optional ones of 2.9 s, two of them early; the rest is noted."""
     clock, model = [0.0], tiny.model()
-    monkeypatch.setattr("geomcallbacks.run_monitor.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr("geomcallbacks.running.base.time", SimpleNamespace(perf_counter=lambda: clock[0]))
     watch = monitor(
         path=tmp_path / "g.jsonl",
         schedule=Schedule(per_decade=0, every=10, at=(55,), budget=0.1),

@@ -25,8 +25,8 @@ import geomcallbacks.lightning
 from geomcallbacks import GeometryMonitor, PhaseTracker, ProbeSet, Schedule, find_phases, read_records
 from geomcallbacks.cli import main
 from geomcallbacks.phases import PHASE_NAMES, Phase
-from geomcallbacks.record_writer import RecordWriter
-from geomcallbacks.turning import monotone_costs, noise, stretches
+from geomcallbacks.phases.turning import monotone_costs, noise, stretches
+from geomcallbacks.running.writer import RecordWriter
 
 WARM, ENTROPY, COMPRESS = "warm-up", "entropy-seeking", "compression-seeking"
 #: (update, RankMe, α) of `make demo`, the run that README.md shows.

@@ -11,9 +11,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from arithmetic import read_answer
-from corpus import dataset_corpus, open_dataset
-from data import (
+from text.arithmetic import read_answer
+from text.corpus import dataset_corpus, open_dataset
+from text.data import (
     CODE_CHARACTERS,
     SUMMARY_CHARACTERS,
     describe_rows,

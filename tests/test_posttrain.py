@@ -9,17 +9,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import corpus
 import grpo
 import micro
-import posttrain
 import pytest
 import torch
-from arithmetic import read_answer
-from data import to_problems
-from rewards import Verifier
+from judging.rewards import Verifier
 from safetensors.torch import load_file
 from test_arithmetic import TEXT
+from text import corpus
+from text.arithmetic import read_answer
+from text.data import to_problems
+from training import posttrain
 from transformers import AutoTokenizer, TrainerCallback
 
 from geomcallbacks import GeometryRecord, ProbeSet, read_records
@@ -509,7 +509,7 @@ def test_generated_problems_are_not_those_of_the_base(chain: dict[str, Path], mo
     stage = type("Stage", (), {"settings": settings, "args": args})()
     train, test, longer = grpo.problem_sets(stage)
     assert not {row["question"] for row in train} & {row["question"] for row in test}
-    from arithmetic import arithmetic_texts
+    from text.arithmetic import arithmetic_texts
 
     seen = {TEXT.fullmatch(text)[1] for text in arithmetic_texts(200_000)}  # type: ignore[index]
     assert not seen & {row["question"] for row in [*test, *longer]}
@@ -574,7 +574,7 @@ def test_a_reference_model_is_of_the_revision_that_is_trained(recipe: str, tmp_p
 
 def test_the_standard_library_has_rows_for_every_part() -> None:
     """What the recipes cut where no data set is given."""
-    from data import describe_rows, write_rows
+    from text.data import describe_rows, write_rows
 
     parts = corpus.offline_corpus(arithmetic_share=0.0)
     counts = {part: len(write_rows(parts.texts(part))) for part in ("sft", "preference", "id_test")}

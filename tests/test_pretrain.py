@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 import torch
-from language_model import SaveModel, SeededBatches
 from pretrain import PretrainSettings, make_parser
 from pretrain import main as pretrain
-from run_folder import RunFolder
+from training.language_model import SaveModel, SeededBatches
+from training.run_folder import RunFolder
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from geomcallbacks import ProbeSet, Schedule, read_records

@@ -15,7 +15,7 @@ import torch
 from geomcallbacks import GeometryRecord, read_records, read_spectra
 from geomcallbacks.metrics import METRIC_NAMES
 from geomcallbacks.record import read_lines
-from geomcallbacks.record_writer import RecordWriter
+from geomcallbacks.running.writer import RecordWriter
 
 ROOT = Path(__file__).parent.parent
 
@@ -212,7 +212,7 @@ def test_empty_file_is_used(tmp_path: Path) -> None:
 
 HOLD = """
 import sys
-from geomcallbacks.record_writer import RecordWriter
+from geomcallbacks.running.writer import RecordWriter
 writer = RecordWriter(sys.argv[1], int(sys.argv[2]), {})
 print(writer.path.name, flush=True)
 sys.stdin.read()
@@ -292,7 +292,7 @@ _FULL = """
 import resource, signal, sys
 from collections.abc import Callable
 from pathlib import Path
-from geomcallbacks.record_writer import RecordWriter
+from geomcallbacks.running.writer import RecordWriter
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that a write past the limit fails, as on a full disk
 writer = RecordWriter(sys.argv[1], 0, {})

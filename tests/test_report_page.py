@@ -25,12 +25,12 @@ import torch
 from browser import BINARY, Browser
 
 from geomcallbacks.cli import main
-from geomcallbacks.record_writer import RecordWriter
 from geomcallbacks.report import plot_analysis, write_report
 from geomcallbacks.report.axes import spread
 from geomcallbacks.report.data import read_runs
 from geomcallbacks.report.loss import find_loss, read_loss
 from geomcallbacks.report.style import plain
+from geomcallbacks.running.writer import RecordWriter
 
 STEPS = [0, *(round(10 ** (k / 6)) for k in range(3, 22))]
 HOSTILE = "<script>alert(1)</script>"

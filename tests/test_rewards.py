@@ -7,13 +7,13 @@ import threading
 import time
 from collections.abc import Callable
 
-import math_judge
 import pytest
-from data import problem_rows, to_pairs, to_problems
 from hostile import no_hang
-from math_judge import MathJudge
-from rewards import VERIFIERS, Verifier
+from judging import math_judge
+from judging.math_judge import MathJudge
+from judging.rewards import VERIFIERS, Verifier
 from test_arithmetic import MALFORMED
+from text.data import problem_rows, to_pairs, to_problems
 
 EVERY = ["integer", "math_verify"]
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from geomcallbacks import Schedule
-from geomcallbacks.schedule import Ledger
+from geomcallbacks.running.budget import Ledger
 
 
 @pytest.mark.parametrize(

@@ -19,11 +19,11 @@ import pytest
 import source_check
 import tiny
 import torch
-from corpus import Corpus, open_dataset
-from posttrain import Stage
 from pretrain import PretrainSettings, read_tokenizer
-from run_folder import RunFolder
-from shapes import build_model
+from text.corpus import Corpus, open_dataset
+from training.posttrain import Stage
+from training.run_folder import RunFolder
+from training.shapes import build_model
 from transformers import TrainerState
 
 from geomcallbacks import GeometryMonitor, ProbeSet, Schedule, hf, lightning, read_records
@@ -31,10 +31,10 @@ from geomcallbacks.behaviour import BehaviourMonitor, Choices, CompletionLoss, C
 from geomcallbacks.behaviour.hf import BehaviourCallback
 from geomcallbacks.behaviour.lightning import BehaviourCallback as LightningBehaviour
 from geomcallbacks.cli import main
-from geomcallbacks.printable import printable
 from geomcallbacks.record import read_spectra
 from geomcallbacks.report.loss import read_loss
-from geomcallbacks.trace.loading import load_model, read_config
+from geomcallbacks.running.messages import printable
+from geomcallbacks.trace.checkpoints.loading import load_model, read_config
 
 ROOT = Path(__file__).parents[1]
 Tally = Callable[..., None]
@@ -336,7 +336,7 @@ SECRETS = {name: f"{name.lower()}-5ecre7-{number}" for number, name in enumerate
 _RUN = """
 import sys; sys.path[:0] = ["tests", "recipes"]
 from pathlib import Path
-from posttrain import Stage
+from training.posttrain import Stage
 from pretrain import PretrainSettings, main as pretrain
 from geomcallbacks.cli import main
 out = sys.argv[1]

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from geomcallbacks import metrics
-from geomcallbacks.moments import Moments, Rows
-from geomcallbacks.spectrum import spectrum_of, spectrum_of_rows
+from geomcallbacks.spectra.moments import Moments, Rows
+from geomcallbacks.spectra.spectrum import spectrum_of, spectrum_of_rows
 
 SHAPES = [(200, 12), (12, 12), (13, 12), (9, 40), (2, 5), (5, 2), (30, 1)]
 

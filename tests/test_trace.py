@@ -33,8 +33,8 @@ from geomcallbacks.metrics import METRIC_NAMES
 from geomcallbacks.settings import Settings
 from geomcallbacks.trace import command as trace_command
 from geomcallbacks.trace import trace
+from geomcallbacks.trace.checkpoints.hub import Hub
 from geomcallbacks.trace.file import behaviour_out, default_out
-from geomcallbacks.trace.hub import Hub
 from geomcallbacks.trace.measuring import CheckpointMeasure, Reading
 from geomcallbacks.trace.probe_source import ProbeSource, labelled
 
@@ -484,9 +484,9 @@ def test_a_folder_is_streamed_as_a_data_set_of_the_hub_is(
 
 
 def test_offline_text_is_the_default_probe() -> None:
-    from tokens import train_tokenizer
+    from text.tokens import train_tokenizer
 
-    from geomcallbacks.trace.offline_text import held_out_texts
+    from geomcallbacks.probing.offline import held_out_texts
 
     tokenizer = train_tokenizer(held_out_texts()[:3], 300)
     probe = ProbeSource().build(tokenizer)

@@ -20,16 +20,16 @@ from transformers import AutoModelForCausalLM
 
 from geomcallbacks import GeometryMonitor, ProbeSet, read_records
 from geomcallbacks.cli import main
-from geomcallbacks.phase_table import phases_of_file
+from geomcallbacks.phases.table import phases_of_file
 from geomcallbacks.trace import ProbeSource, Reading, trace
 from geomcallbacks.trace import command as trace_command
 from geomcallbacks.trace.behaviour_source import BehaviourSource
-from geomcallbacks.trace.checkpoints import find_checkpoints
+from geomcallbacks.trace.checkpoints.find import find_checkpoints
+from geomcallbacks.trace.checkpoints.folders import folder_checkpoints
+from geomcallbacks.trace.checkpoints.hub import Hub
+from geomcallbacks.trace.checkpoints.loading import load_model
+from geomcallbacks.trace.checkpoints.names import choose_names
 from geomcallbacks.trace.file import TraceFile
-from geomcallbacks.trace.folders import folder_checkpoints
-from geomcallbacks.trace.hub import Hub
-from geomcallbacks.trace.loading import load_model
-from geomcallbacks.trace.names import choose_names
 from geomcallbacks.trace.recorded import read_recorded
 
 CPU = Reading(device="cpu")

@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 
-from geomcallbacks.tracker import TrackerQueue
+from geomcallbacks.adapters.tracker import TrackerQueue
 
 
 def test_rows_arrive_in_order_on_another_thread() -> None:

@@ -5,8 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import scipy.stats
-from verdicts import OVERTRAINING, STATEMENTS, T_975, Statement, crossing, interval, judge, of_stage, slope, verdict
-from verdicts import shown as shown_of
+from contrasts.verdicts import (
+    OVERTRAINING,
+    STATEMENTS,
+    T_975,
+    Statement,
+    crossing,
+    interval,
+    judge,
+    of_stage,
+    slope,
+    verdict,
+)
+from contrasts.verdicts import shown as shown_of
 
 UP = Statement("sft", "RankMe", "geometry/general/rankme", +1, "RankMe rises")
 

@@ -9,8 +9,8 @@ from geomcallbacks.behaviour.choices import Choices
 from geomcallbacks.behaviour.completions import Completions
 from geomcallbacks.behaviour.continuations import continuations, trivia_rows
 from geomcallbacks.behaviour.diversity import answer_entropy, distinct_answers, distinct_n, self_bleu
-from geomcallbacks.behaviour.infinigram import InfiniGramIndex
-from geomcallbacks.behaviour.infinigram_api import InfiniGramAPI
+from geomcallbacks.behaviour.infinigram.api import InfiniGramAPI
+from geomcallbacks.behaviour.infinigram.index import InfiniGramIndex
 from geomcallbacks.behaviour.intervention import SpectralIntervention
 from geomcallbacks.behaviour.loss import CompletionLoss, completion_logprobs
 from geomcallbacks.behaviour.memorisation import Memorisation, NgramScores, ngram_scores

@@ -9,9 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from geomcallbacks.device import device_of
-from geomcallbacks.hidden import leave_no_trace
-from geomcallbacks.locate import find_root, longest_of, refuse_sharded, refuse_unsupported, unwrap, vocabulary_of
+from geomcallbacks.reading.device import device_of
+from geomcallbacks.reading.locate import (
+    find_root,
+    longest_of,
+    refuse_sharded,
+    refuse_unsupported,
+    unwrap,
+    vocabulary_of,
+)
+from geomcallbacks.reading.no_trace import leave_no_trace
 from geomcallbacks.settings import Settings
 
 

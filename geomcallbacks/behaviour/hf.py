@@ -8,8 +8,8 @@ from pathlib import Path
 from torch import nn
 from transformers import TrainerState
 
+from geomcallbacks.adapters.hf import MonitorCallback, Row
 from geomcallbacks.behaviour.monitor import BehaviourMonitor, Measure
-from geomcallbacks.hf_log import MonitorCallback, Row
 from geomcallbacks.schedule import Schedule
 
 

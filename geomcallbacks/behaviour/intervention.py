@@ -25,12 +25,12 @@ from geomcallbacks.behaviour.option_scores import (
     model_logits,
     option_batches,
 )
-from geomcallbacks.device import device_of
-from geomcallbacks.hidden import Reader
-from geomcallbacks.locate import backbone_of
-from geomcallbacks.moments import Moments
-from geomcallbacks.positions import Positions, check_positions, position_count
 from geomcallbacks.probe import ProbeSet
+from geomcallbacks.probing.positions import Positions, check_positions, position_count
+from geomcallbacks.reading.device import device_of
+from geomcallbacks.reading.locate import backbone_of
+from geomcallbacks.reading.reader import Reader
+from geomcallbacks.spectra.moments import Moments
 
 KINDS = ("keep_top", "remove_top", "keep_bottom", "remove_bottom", "keep_random", "remove_random")
 MEANS = ("keep", "remove", "project")

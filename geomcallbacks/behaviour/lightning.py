@@ -7,8 +7,8 @@ from typing import Any
 
 import lightning as L
 
+from geomcallbacks.adapters.lightning import MonitorCallback, Row
 from geomcallbacks.behaviour.monitor import BehaviourMonitor, Measure
-from geomcallbacks.lightning_log import MonitorCallback, Row
 
 
 class BehaviourCallback(MonitorCallback):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from geomcallbacks.behaviour.completions import Completions
 from geomcallbacks.behaviour.evaluating import check_tokens, evaluating
-from geomcallbacks.device import device_of
+from geomcallbacks.reading.device import device_of
 
 
 def completion_logprobs(model: nn.Module, rows: Completions, batch_size: int = 32) -> tuple[Tensor, Tensor]:

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from geomcallbacks.behaviour.completions import Completions
 from geomcallbacks.behaviour.evaluating import check_tokens
-from geomcallbacks.behaviour.infinigram import InfiniGram
+from geomcallbacks.behaviour.infinigram.index import InfiniGram
 from geomcallbacks.behaviour.loss import check_batch_size, check_rows, completion_logprobs
-from geomcallbacks.correlation import spearman, spearman_interval
+from geomcallbacks.statistics import spearman, spearman_interval
 
 _FORMAT = "geomcallbacks.memorisation.v1"
 ZEROS = ("replace", "drop")

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from geomcallbacks.device import device_of
-from geomcallbacks.distributed import from_first, rank
-from geomcallbacks.hidden import leave_no_trace
-from geomcallbacks.locate import refuse_sharded, refuse_unsupported, unwrap
-from geomcallbacks.run_monitor import RunMonitor
+from geomcallbacks.reading.device import device_of
+from geomcallbacks.reading.locate import refuse_sharded, refuse_unsupported, unwrap
+from geomcallbacks.reading.no_trace import leave_no_trace
+from geomcallbacks.running.base import RunMonitor
+from geomcallbacks.running.processes import from_first, rank
 from geomcallbacks.schedule import Schedule
 from geomcallbacks.settings import Settings
 

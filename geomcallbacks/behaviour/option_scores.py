@@ -14,10 +14,8 @@ from torch import Tensor, nn
 from geomcallbacks.behaviour.choices import Choices
 from geomcallbacks.behaviour.evaluating import check_tokens, evaluating
 from geomcallbacks.behaviour.loss import check_batch_size
-from geomcallbacks.device import device_of
-
-#: 97.5 % quantile of the normal distribution.
-_Z = 1.959964
+from geomcallbacks.reading.device import device_of
+from geomcallbacks.statistics import wilson
 
 
 @dataclass(frozen=True)
@@ -104,13 +102,6 @@ def accuracy_of(choices: Choices, score_o: Tensor, normalise: str = "none") -> d
             hits += 1 / found.count(found[answer])
     low, high = wilson(hits / len(choices), len(choices))
     return {"accuracy": hits / len(choices), "low": low, "high": high}
-
-
-def wilson(share: float, n: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a share of n trials."""
-    centre = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    reach = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + (_Z / (2 * n)) ** 2)
-    return max(0.0, centre - reach), min(1.0, centre + reach)
 
 
 def check_choices(choices: Any, batch_size: int, normalise: str) -> None:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from geomcallbacks.behaviour.evaluating import check_tokens, evaluating
 from geomcallbacks.behaviour.loss import check_batch_size
-from geomcallbacks.device import device_of
 from geomcallbacks.probe import ProbeBatch, ProbeSet
+from geomcallbacks.reading.device import device_of
 
 
 class FrequencyLoss:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from geomcallbacks.behaviour.completions import check_texts, encode_prompts
 from geomcallbacks.behaviour.evaluating import check_tokens, evaluating
 from geomcallbacks.behaviour.loss import check_batch_size
-from geomcallbacks.device import device_of
+from geomcallbacks.reading.device import device_of
 
 
 @dataclass(frozen=True)

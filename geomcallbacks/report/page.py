@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from geomcallbacks.correlation import spearman
 from geomcallbacks.report.data import Point, Run, number, turning_points
 from geomcallbacks.report.style import digits
 from geomcallbacks.report.template import PAGE, STYLE
+from geomcallbacks.statistics import spearman
 
 if TYPE_CHECKING:
     from geomcallbacks.report import Figure

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from geomcallbacks.record import SCHEMA, read_lines
-from geomcallbacks.trace.checkpoints import Checkpoint
+from geomcallbacks.trace.checkpoints.find import Checkpoint
 
 #: What a header says that must agree before a trace goes on; the versions may differ.
 _SAME = ("trace", "settings", "probes", "measures")

@@ -19,8 +19,8 @@ from geomcallbacks.measure import check_fit, measure_probe
 from geomcallbacks.probe import ProbeSet
 from geomcallbacks.record import GeometryRecord
 from geomcallbacks.settings import Settings
-from geomcallbacks.trace.checkpoints import Checkpoint
-from geomcallbacks.trace.loading import load_model
+from geomcallbacks.trace.checkpoints.find import Checkpoint
+from geomcallbacks.trace.checkpoints.loading import load_model
 from geomcallbacks.trace.recorded import Recorded
 from geomcallbacks.trace.vocabulary import Vocabulary
 

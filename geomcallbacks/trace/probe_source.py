@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from geomcallbacks.probe import ProbeSet
-from geomcallbacks.trace.offline_text import cut_texts, held_out_texts
+from geomcallbacks.probing.offline import cut_texts, held_out_texts
 from geomcallbacks.trace.rows import hub_rows, jsonl_rows
 
 _LABEL = re.compile(r"([A-Za-z0-9_.-]+)=(.+)")

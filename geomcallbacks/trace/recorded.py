@@ -9,7 +9,7 @@ from typing import Any
 
 from geomcallbacks.probe import ProbeSet
 from geomcallbacks.record import probes_folder, read_lines, read_records, record_files
-from geomcallbacks.trace.names import parse_name
+from geomcallbacks.trace.checkpoints.names import parse_name
 
 #: Settings of a header that say what a number means; `Settings` takes them by the same names. Not `module`, which is a
 #: way through the training loop's own wrapper.

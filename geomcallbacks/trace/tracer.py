@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from geomcallbacks.behaviour.monitor import Measure
-from geomcallbacks.printable import printable
 from geomcallbacks.probe import ProbeSet
 from geomcallbacks.record import GeometryRecord
-from geomcallbacks.record_writer import write_spectra
+from geomcallbacks.running.messages import printable
+from geomcallbacks.running.writer import write_spectra
 from geomcallbacks.settings import Settings
 from geomcallbacks.trace.about import about_behaviour, about_geometry
-from geomcallbacks.trace.checkpoints import Checkpoint, find_checkpoints
+from geomcallbacks.trace.checkpoints.find import Checkpoint, find_checkpoints
+from geomcallbacks.trace.checkpoints.hub import Hub
 from geomcallbacks.trace.file import TraceFile, behaviour_out, default_out, locked, path_from
-from geomcallbacks.trace.hub import Hub
 from geomcallbacks.trace.measuring import CheckpointMeasure, Reading, UnfitError
 from geomcallbacks.trace.probe_source import ProbeSource
 from geomcallbacks.trace.progress import Ahead, Bar

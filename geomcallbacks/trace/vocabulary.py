@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from geomcallbacks.probe import ProbeSet
-from geomcallbacks.trace.loading import explained
+from geomcallbacks.trace.checkpoints.loading import explained
 
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
 _REMEDY = "give one with --tokenizer FOLDER or hub name, or a saved probe with --probe FILE.safetensors"

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig, Olmo2Config, Pretr
 from bench.table import Section
 from bench.timing import in_turn, rows_of
 from geomcallbacks import ProbeSet
-from geomcallbacks.hidden import Reader, leave_no_trace
+from geomcallbacks.reading.no_trace import leave_no_trace
+from geomcallbacks.reading.reader import Reader
 
 OURS = "ours"
 

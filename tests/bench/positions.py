@@ -9,8 +9,8 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 
 import torch
-from run_folder import RunFolder
-from tokens import probe_rows
+from text.tokens import probe_rows
+from training.run_folder import RunFolder
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench.table import Section

@@ -11,8 +11,8 @@ from torch import Tensor
 from bench.table import Section
 from bench.timing import in_turn, rows_of
 from geomcallbacks.metrics import alpha_req, rankme
-from geomcallbacks.moments import Moments, Rows
-from geomcallbacks.spectrum import spectrum_of
+from geomcallbacks.spectra.moments import Moments, Rows
+from geomcallbacks.spectra.spectrum import spectrum_of
 
 SHAPES = [(2048, 768), (10000, 2048), (2048, 4096), (15000, 4096), (15000, 5120)]
 QUICK = [(2048, 768), (1024, 2048)]

@@ -1,0 +1,125 @@
+"""How a model is spread over the processes of a run, as far as reading it must know.
+
+Replicated models (DDP, or every process with its own copy) hold no collective inside their forward pass. The forward
+pass of a sharded model (FSDP2, tensor parallel, DeepSpeed ZeRO-3) does: every process must enter it, through the module
+that its shards are gathered for, and as often as all others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from geomcallbacks.reading.zero3 import forget_pass, is_partitioned, refuse_unreadable
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Which processes share a probe's rows, and whether they need each other to compute one.
+
+    Attributes:
+        groups: process groups over which rows differ, one for each data-parallel mesh dimension; what each process
+            gathers is summed over one group after another. Processes that hold parts of the same replica (tensor
+            parallel) are given the same rows and are in none of them together.
+        index: which share of the rows is this process's, from 0.
+        count: how many shares there are.
+        sharded: parameters are parts (DTensors, or of ZeRO-3), so that a forward pass waits for other processes.
+        dtype: in which a sharded model's own policy has it computed; None where it has none.
+    """
+
+    groups: tuple[Any, ...] = ()
+    index: int = 0
+    count: int = 1
+    sharded: bool = False
+    dtype: torch.dtype | None = None
+
+
+def spread_of(model: nn.Module) -> Spread:
+    """How `model`, as the training loop holds it, is spread."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return Spread()
+    from torch.distributed.tensor import DTensor
+
+    groups: tuple[Any, ...]
+    sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    states = _fsdp_states(model)
+    partitioned: Any = next(filter(is_partitioned, model.parameters()), None)
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        groups = (model.process_group,)
+    elif states:
+        # Where parameters lie on several meshes (experts), most rows differ over the widest.
+        groups = max((_data_parallel(info) for info in _mesh_infos(states)), key=_size, default=())
+    elif partitioned is not None:
+        groups = (partitioned.ds_process_group,)
+    else:  # tensor parallel alone: other replicas are unknown, so that each reads all rows
+        groups = () if sharded else (dist.group.WORLD,)
+    index = 0
+    for group in groups:
+        index = index * group.size() + group.rank()
+    policies = [state._mp_policy.param_dtype for state in states]
+    dtype = next((dtype for dtype in policies if dtype is not None), None)
+    sharded = sharded or bool(states) or partitioned is not None
+    return Spread(groups, index, _size(groups), sharded, dtype)
+
+
+def entry_of(model: nn.Module, language_model: nn.Module) -> nn.Module:
+    """The module to call of a sharded model: the outermost FSDP module around the language model, else that itself;
+    under ZeRO-3 the whole model, whose first hook begins a pass.
+
+    Called anywhere further inside, FSDP takes the module it meets first for its root, and later refuses the real one.
+
+    Raises:
+        ValueError: the whole model, under ZeRO-3, cannot be called with tokens.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    if any(map(is_partitioned, model.parameters())):
+        refuse_unreadable(model)
+        return model
+    for module in model.modules():
+        if isinstance(module, FSDPModule) and any(child is language_model for child in module.modules()):
+            return module
+    return language_model
+
+
+def release(model: nn.Module) -> None:
+    """Put every FSDP module's parameters back into shards, since a root keeps them gathered for a backward pass; let
+    ZeRO-3 forget the pass.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+    if any(map(is_partitioned, model.parameters())):
+        forget_pass(model)
+
+
+def _fsdp_states(model: nn.Module) -> list[Any]:
+    from torch.distributed.fsdp import FSDPModule
+
+    return [module._get_fsdp_state() for module in model.modules() if isinstance(module, FSDPModule)]
+
+
+def _mesh_infos(states: list[Any]) -> list[Any]:
+    groups: list[Any] = []
+    for state in states:  # one parameter group to a module before torch 2.12, several since
+        held = getattr(state, "_fsdp_param_groups", None)
+        groups += [state._fsdp_param_group] if held is None else held
+    return [group.mesh_info for group in groups if group is not None]
+
+
+def _data_parallel(info: Any) -> tuple[Any, ...]:
+    found = (getattr(info, name, None) for name in ("replicate_process_group", "shard_process_group"))
+    return tuple(group for group in found if group is not None)
+
+
+def _size(groups: tuple[Any, ...]) -> int:
+    size = 1
+    for group in groups:
+        size *= group.size()
+    return size

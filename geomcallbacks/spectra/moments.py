@@ -1,0 +1,168 @@
+"""What is kept of the features while a probe is read: mean and second moment in float64, or the rows themselves.
+
+Both stores are filled batch by batch with `update`, and `all_reduce` turns every process's part into the whole, so
+that k processes end with what one would have. Neither ever centres by subtracting two large numbers: `Moments` uses
+the pairwise update of Chan, Golub and LeVeque (1979), `Rows` is centred when its spectrum is taken. Neither ever waits
+for the device: how many features a probe gives is known beforehand.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from geomcallbacks.reading.device import float64_device, send
+
+#: Rows that are squared together: with a batch's few, M2 is read and written far more often than the arithmetic needs.
+_BLOCK = 1024
+#: Columns of M2 that are added together, from the diagonal down: what lies above is the same.
+_STRIP = 512
+
+
+class Moments:
+    """Count, mean (d,) and centred second moment M2 = Σ (x − mean)(x − mean)ᵀ (d, d) of the rows seen, in float64.
+
+    Rows wait until there is a block of them; reading the mean or M2 adds those that still wait.
+    """
+
+    def __init__(self, d: int, device: torch.device | str = "cpu") -> None:
+        device = float64_device(torch.device(device))
+        self.d = d
+        self.count = 0
+        self.eps = 0.0  # of the coarsest dtype that rows came in
+        self._waiting: list[Tensor] = []
+        self._added = 0  # rows that no longer wait
+        self._mean = torch.zeros(d, dtype=torch.float64, device=device)
+        self._m2 = torch.zeros(d, d, dtype=torch.float64, device=device)
+
+    @property
+    def mean(self) -> Tensor:
+        """(d,) of all rows seen."""
+        self._add_waiting()
+        return self._mean
+
+    @property
+    def m2(self) -> Tensor:
+        """(d, d) of all rows seen."""
+        self._add_waiting()
+        for start, end in self._strips():
+            self._m2[start:end, end:] = self._m2[end:, start:end].T
+        return self._m2
+
+    def update(self, rows_nd: Tensor, origin_n: Tensor | None = None) -> None:
+        """Add rows (n, d) of any floating dtype, which must not be changed afterwards; where they came from is not
+        kept.
+        """
+        self.eps = max(self.eps, torch.finfo(rows_nd.dtype).eps)
+        if len(rows_nd) == 0:
+            return
+        self._waiting.append(rows_nd)
+        self.count += len(rows_nd)
+        if self.count - self._added >= _BLOCK:
+            self._add_waiting()
+
+    def prepare(self, counts_n: Tensor) -> None:
+        """Do all of `all_reduce` that takes memory, so that a process which has none left never enters it alone.
+
+        Args:
+            counts_n: (n,) how many features each row of the probe gives, over all processes.
+        """
+        self._add_waiting()
+        self._total = int(counts_n.sum())
+        self._shared_mean = self._mean * (self.count / self._total)
+
+    def all_reduce(self, groups: tuple[Any, ...]) -> None:
+        """Make every process hold the moments of all processes' rows together, after `prepare`.
+
+        Args:
+            groups: process groups, over which is summed in turn (`Spread.groups`).
+        """
+        for group in groups:
+            dist.all_reduce(self._shared_mean, group=group)
+        self._mean -= self._shared_mean  # in place: what remains is how far this process's mean lies from that of all
+        self._m2.addr_(self._mean, self._mean, alpha=self.count)
+        for group in groups:
+            dist.all_reduce(self._m2, group=group)
+        self.count, self._added, self._mean = self._total, self._total, self._shared_mean
+
+    def _add_waiting(self) -> None:
+        if not self._waiting:
+            return
+        rows_nd = torch.cat(self._waiting).to(self._mean.device).to(torch.float64)
+        self._waiting = []
+        mean = rows_nd.mean(0)
+        rows_nd -= mean
+        self._shift(len(rows_nd), mean)
+        for start, end in self._strips():
+            self._m2[start:, start:end].addmm_(rows_nd[:, start:].T, rows_nd[:, start:end])
+
+    def _strips(self) -> list[tuple[int, int]]:
+        return [(start, min(start + _STRIP, self.d)) for start in range(0, self.d, _STRIP)]
+
+    def _shift(self, count: int, mean: Tensor) -> None:
+        """What `count` rows of another mean bring to the count, to the mean and, by its distance, to M2."""
+        total = self._added + count
+        delta = mean - self._mean
+        self._mean = self._mean + delta * (count / total)
+        self._m2.addr_(delta, delta, alpha=self._added * count / total)
+        self._added = total
+
+
+class Rows:
+    """The rows themselves, in the dtype they came in: smaller than M2 when n <= d, and needed for resampling.
+
+    Each row carries the number of the probe row that it came from, so that rows of one text stay together when rows
+    are resampled.
+    """
+
+    def __init__(self, d: int) -> None:
+        self.d = d
+        self._rows: list[Tensor] = []
+        self._origin: list[Tensor] = []
+
+    @property
+    def eps(self) -> float:
+        """Of the dtype that the rows came in."""
+        return max(torch.finfo(rows.dtype).eps for rows in self._rows)
+
+    @property
+    def count(self) -> int:
+        """Rows held."""
+        return sum(len(rows) for rows in self._rows)
+
+    def update(self, rows_nd: Tensor, origin_n: Tensor) -> None:
+        """Add rows (n, d) and the probe row (n,), on the CPU, that each came from."""
+        self._rows.append(rows_nd)
+        self._origin.append(origin_n)
+
+    def stacked(self) -> tuple[Tensor, Tensor]:
+        """All rows (n, d) in float64, and their origin (n,) on the CPU, in the order of the probe's rows.
+
+        The order makes the result independent of how batches were cut and dealt to processes.
+        """
+        rows_nd, origin_n = self._in_order()
+        return rows_nd.to(float64_device(rows_nd.device)).to(torch.float64), origin_n
+
+    def prepare(self, counts_n: Tensor) -> None:
+        """Make room for all processes' rows. See `Moments.prepare`."""
+        rows_nd, origin_n = self._in_order()
+        # Each process puts its rows where they belong into zeros; a sum with zeros is exact in any dtype.
+        first_n = counts_n.cumsum(0) - counts_n
+        slot_n = first_n[origin_n] + torch.arange(len(origin_n)) - torch.searchsorted(origin_n, origin_n)
+        whole_nd = rows_nd.new_zeros(int(counts_n.sum()), self.d)
+        whole_nd[send(slot_n, rows_nd.device)] = rows_nd
+        self._rows = [whole_nd]
+        self._origin = [torch.arange(len(counts_n)).repeat_interleave(counts_n)]
+
+    def all_reduce(self, groups: tuple[Any, ...]) -> None:
+        """Make every process hold all processes' rows, after `prepare`. See `Moments.all_reduce`."""
+        for group in groups:
+            dist.all_reduce(self._rows[0], group=group)
+
+    def _in_order(self) -> tuple[Tensor, Tensor]:
+        rows_nd, origin_n = torch.cat(self._rows), torch.cat(self._origin)
+        order = torch.argsort(origin_n, stable=True)
+        return rows_nd[send(order, rows_nd.device)], origin_n[order]

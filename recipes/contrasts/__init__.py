@@ -1,0 +1,1 @@
+"""From the folders of many stages to the verdicts, the table and the figure of `contrast.py`."""

@@ -1,0 +1,1 @@
+"""What a trained model is held against: rewards, cloze questions, n-grams."""

@@ -1,0 +1,1 @@
+"""What the recipes train and test on: corpora, tokenizers, pairs, sums."""

@@ -1,0 +1,1 @@
+"""What the recipes that train share: settings, models, stages and the folder of a run."""
