@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from geomcallbacks.behaviour.monitor import BehaviourMonitor
-from geomcallbacks.settings import about
+from geomcallbacks.behaviour.monitor import measures_header
 from geomcallbacks.trace.measuring import CheckpointMeasure
 
 
@@ -19,7 +18,10 @@ def about_geometry(measure: CheckpointMeasure, curve: dict[str, Any]) -> dict[st
         measure: what is measured, and how.
         curve: `models` and `dtype`.
     """
-    said = about(measure.settings, measure.probes)
+    said = {
+        "settings": measure.settings.header(),
+        "probes": {k: {"fingerprint": p.fingerprint, "rows": len(p)} for k, p in measure.probes.items()},
+    }
     said["settings"]["recorded_precision"] = measure.precision
     # Models in order are trained from one another: only the first can have been random.
     told = False if len(curve["models"]) > 1 else measure.recorded and measure.recorded.from_scratch
@@ -30,7 +32,7 @@ def about_geometry(measure: CheckpointMeasure, curve: dict[str, Any]) -> dict[st
 
 def about_behaviour(measure: CheckpointMeasure, curve: dict[str, Any]) -> dict[str, Any]:
     """Of the file of the measures' numbers."""
-    return {"trace": curve, **BehaviourMonitor(measure.measures)._about(), "versions": _versions()}
+    return {"trace": curve, **measures_header(measure.measures), "versions": _versions()}
 
 
 def _versions() -> dict[str, str]:

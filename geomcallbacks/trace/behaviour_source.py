@@ -13,7 +13,7 @@ from geomcallbacks.behaviour.memorisation import Memorisation
 from geomcallbacks.behaviour.monitor import Measure
 from geomcallbacks.behaviour.option_scores import ChoiceAccuracy
 from geomcallbacks.probe import ProbeSet
-from geomcallbacks.settings import Settings
+from geomcallbacks.settings import ReadingSettings as Settings
 from geomcallbacks.trace.rows import hub_rows, jsonl_rows
 
 

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from geomcallbacks.behaviour.monitor import BehaviourMonitor, Measure
-from geomcallbacks.measure import check_fit, measure_probe
+from geomcallbacks.behaviour.monitor import BehaviourMonitor, Measure, check_measures
+from geomcallbacks.measure import measure_probe, prepare
 from geomcallbacks.probe import ProbeSet
 from geomcallbacks.record import GeometryRecord
-from geomcallbacks.settings import Settings
+from geomcallbacks.settings import ReadingSettings as Settings
 from geomcallbacks.trace.checkpoints.find import Checkpoint
 from geomcallbacks.trace.checkpoints.loading import load_model
 from geomcallbacks.trace.recorded import Recorded
@@ -131,7 +131,9 @@ class CheckpointMeasure:
         asked = settings.batch_size
         records: list[GeometryRecord] = []
         for label, probe in self.probes.items():
-            records += measure_probe(model, label, probe, settings, step=checkpoint.step, tokens=checkpoint.tokens)
+            records += measure_probe(
+                settings.reader(model), label, probe, settings, step=checkpoint.step, tokens=checkpoint.tokens
+            )
             settings = replace(settings, batch_size=records[-1].batch_size)
         if settings.batch_size < asked:  # memory ran out, and the next checkpoint is as large
             self.limit_batch([settings.batch_size])
@@ -147,9 +149,9 @@ class CheckpointMeasure:
 
     def _check(self, model: nn.Module, checkpoint: Checkpoint, source: Path) -> None:
         try:
-            messages = check_fit(model, dict(self.probes), self.settings)
+            _, messages = prepare(model, self.probes, self.settings)
             if self.measures:
-                BehaviourMonitor(self.measures)._check(model)
+                check_measures(self.measures, model)
         except ValueError as error:
             raise (ValueError if self._fits else UnfitError)(f"{checkpoint}: {error}") from error
         for message in messages if not self._fits else ():

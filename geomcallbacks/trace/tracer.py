@@ -16,10 +16,9 @@ from typing import Any
 
 from geomcallbacks.behaviour.monitor import Measure
 from geomcallbacks.probe import ProbeSet
-from geomcallbacks.record import GeometryRecord
 from geomcallbacks.running.messages import printable
-from geomcallbacks.running.writer import write_spectra
-from geomcallbacks.settings import Settings
+from geomcallbacks.running.writer import record_lines, write_spectra
+from geomcallbacks.settings import ReadingSettings as Settings
 from geomcallbacks.trace.about import about_behaviour, about_geometry
 from geomcallbacks.trace.checkpoints.find import Checkpoint, find_checkpoints
 from geomcallbacks.trace.checkpoints.hub import Hub
@@ -205,8 +204,8 @@ class _Trace:
         with self.measure.loaded(checkpoint, fetched.result()) as model:
             if checkpoint.step not in self._done(geometry):
                 records = self.measure.geometry(model, checkpoint)
-                _keep_spectra(geometry, checkpoint, records)
-                geometry.add(checkpoint.step, [record.to_dict() | _of(checkpoint) for record in records])
+                lines = record_lines(records, write_spectra(geometry.spectra_folder, checkpoint.step, records))
+                geometry.add(checkpoint.step, [line | _of(checkpoint) for line in lines])
             if more is not None and checkpoint.step not in self._done(more):
                 values = self.measure.behaviour(model, checkpoint)
                 more.add(checkpoint.step, [{"step": checkpoint.step} | values | _of(checkpoint)])
@@ -231,16 +230,6 @@ def _recorded_probes(recorded: Recorded) -> dict[str, ProbeSet]:
             raise ValueError(f"{text}: give one with --probe")
         warnings.warn(f"{text}: only the others are measured", stacklevel=4)
     return recorded.probes
-
-
-def _keep_spectra(file: TraceFile, checkpoint: Checkpoint, records: list[GeometryRecord]) -> None:
-    kept = {f"{r.probe}/{r.layer}": r.eigenvalues for r in records if r.eigenvalues is not None}
-    if not kept:
-        return
-    written = write_spectra(file.spectra_folder, checkpoint.step, kept)
-    for record in records:
-        key = f"{record.probe}/{record.layer}"
-        record.spectrum = (written, key) if key in kept else None
 
 
 def _of(checkpoint: Checkpoint) -> dict[str, Any]:
