@@ -303,23 +303,6 @@ def breaks(model: nn.Module, error: Callable[[int], Exception | None]) -> None:
     model.gpt_neox.register_forward_pre_hook(check, with_kwargs=True)
 
 
-def test_failure_warns_once_and_training_goes_on(tmp_path: Path) -> None:
-    model = tiny.model()
-    watch = monitor(on_error="warn", path=tmp_path / "g.jsonl", schedule=Schedule(every=1))
-    watch.start(model)
-    broken = [True]
-    breaks(model, lambda rows: KeyError("injected") if broken[0] else None)
-    with pytest.warns(
-        UserWarning, match=r"not measured at step 0 \(KeyError: 'injected'\); training goes on"
-    ) as caught:
-        assert [watch.step(model, step) for step in range(3)] == [[], [], []]
-    assert len(caught) == 1
-    broken[0] = False
-    assert watch.step(model, 2) == []  # that update is done with
-    assert [record.step for record in watch.step(model, 3)] == [3]
-    assert [line["step"] for line in read_records(tmp_path / "g.jsonl")] == [3]
-
-
 def test_out_of_memory_halves_the_batch(tmp_path: Path) -> None:
     model = tiny.model()
     (wanted,) = monitor(batch_size=32).measure(model, 0)
@@ -408,26 +391,6 @@ def test_updates_counted_by_numpy(tmp_path: Path) -> None:
     json.dumps(watch.state_dict())
 
 
-def test_resuming_goes_on_in_the_run_s_own_file_not_in_the_last(tmp_path: Path) -> None:
-    """Two runs in one folder, as W&B's logger gives them under Lightning; the first is resumed."""
-    path, model = tmp_path / "g.jsonl", tiny.model()
-    first, second = (monitor(path=path, schedule=Schedule(every=2, per_decade=0)) for _ in range(2))
-    for watch, end in ((first, 4), (second, 8)):
-        for step in range(end + 1):
-            watch.step(model, step)
-        state = watch.state_dict()
-        if watch is first:
-            saved = state
-        watch.close()
-    resumed = monitor(path=path, schedule=Schedule(every=2, per_decade=0))
-    resumed.load_state_dict(saved)
-    for step in range(5, 7):
-        resumed.step(model, step)
-    resumed.close()
-    assert [record["step"] for record in read_records(path)] == [0, 2, 4, 6]
-    assert [record["step"] for record in read_records(tmp_path / "g-2.jsonl")] == [0, 2, 4, 6, 8]
-
-
 # --- runs ---------------------------------------------------------------------------------------------------------
 
 
@@ -439,52 +402,25 @@ def test_length_of_one_run_is_not_that_of_the_next(tmp_path: Path) -> None:
     assert [len(watch.step(model, step)) for step in range(3)] == [1, 0, 0]
 
 
-def test_resuming_from_a_checkpoint(tmp_path: Path) -> None:
-    path, model = tmp_path / "g.jsonl", tiny.model()
-    first = monitor(path=path, schedule=Schedule(every=2, per_decade=0))
-    for step in range(5):
-        first.step(model, step)
-        if step == 2:
-            state = json.loads(json.dumps(first.state_dict()))  # a checkpoint holds plain things
-    first.close()
-    assert [line["step"] for line in read_records(path)] == [0, 2, 4]
-    second = monitor(path=path, schedule=Schedule(every=2, per_decade=0))
-    second.load_state_dict(state)
-    for step in range(2, 7):  # a loop that calls step before each update begins with the checkpoint's own
-        second.step(model, step)
-    second.close()
-    assert second.record_path == path
-    assert [line["step"] for line in read_records(path)] == [0, 2, 4, 6]
-    assert [line.get("resumed_from") for line in read_lines(path) if line["kind"] == "header"] == [None, 2]
-
-
-def test_checkpoint_of_another_probe_is_refused() -> None:
-    state = monitor({"a": tiny.probe()}).state_dict()
-    for other in ({"a": tiny.probe(seed=9)}, {"b": tiny.probe()}, {"a": tiny.probe(), "b": tiny.probe()}):
-        with pytest.raises(
-            ValueError, match=r"was measured with probes = \{'a': .*\}, and now has .*: give it the same, or allow"
-        ):
-            monitor(other).load_state_dict(state)
-        allowed = monitor(other, allow_change=True)
-        allowed.load_state_dict(state | {"step": 7})
-        assert allowed.resumed_from == 7
-    monitor({"a": tiny.probe()}).load_state_dict(state)
-
-
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
         ({"alpha_window": (3, 9)}, r"alpha_window = \[2, 8\], and now has \[3, 9\]"),
         ({"positions": 3}, "positions = last, and now has 3"),
         ({"precision": "bf16"}, "precision = training, and now has bf16"),
+        ({"probe": {"a": tiny.probe(seed=9)}}, r"probes = \{'a': .*\}, and now has \{'a'"),
+        ({"probe": {"a": tiny.probe(), "b": tiny.probe()}}, r"probes = \{'a': .*\}, and now has .*'b'"),
     ],
 )
 def test_checkpoint_of_another_convention_is_refused(changed: dict[str, Any], said: str) -> None:
-    state = json.loads(json.dumps(monitor().state_dict()))
-    with pytest.raises(ValueError, match=rf"the run was measured with {said}: give it the same"):
+    state = json.loads(json.dumps(monitor({"a": tiny.probe()}).state_dict())) | {"step": 7}
+    changed = {"probe": {"a": tiny.probe()}} | changed
+    with pytest.raises(ValueError, match=rf"the run was measured with {said}.*: give it the same, or allow_change"):
         monitor(**changed).load_state_dict(state)
-    monitor(**changed, allow_change=True).load_state_dict(state)
-    monitor(batch_size=7).load_state_dict(state)  # says how, not what: the same numbers but for rounding
+    allowed = monitor(**changed, allow_change=True)
+    allowed.load_state_dict(state)
+    assert (allowed.resumed_from, allowed.state_dict()["step"]) == (7, 7)
+    monitor({"a": tiny.probe()}, batch_size=7).load_state_dict(state)  # the same numbers but for rounding
 
 
 def test_what_a_checkpoint_left_unmeasured_is_measured(tmp_path: Path) -> None:
