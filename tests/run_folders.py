@@ -14,11 +14,7 @@ import torch
 from geomcallbacks.running.writer import RecordWriter
 
 STEPS = [0, *(round(10 ** (k / 6)) for k in range(3, 22))]
-HEADER = {
-    "settings": {"layers": -1, "from_scratch": True, "schedule": {"every": None, "at": []}},
-    "versions": {"torch": "2.13.0"},
-    "probes": {"probe": {"fingerprint": "feed", "rows": 256}},
-}
+HEADER = {"settings": {"layers": -1, "from_scratch": True, "schedule": {"every": None, "at": []}}}
 
 
 def rankme(step: int) -> float:
@@ -74,21 +70,16 @@ class Page(HTMLParser):
     def __init__(self, file: Path) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = self.style = ""
-        self._within: list[str] = []
+        self.text = self.style = self._tag = ""
         self.feed(file.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        self._within.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        while self._within and self._within.pop() != tag:
-            pass
+        self._tag = tag
 
     def handle_data(self, data: str) -> None:
-        if self._within and self._within[-1] == "style":
-            self.style += data
+        if self._tag == "style" and not self.style:
+            self.style = data
         else:
             self.text += data
 
