@@ -110,7 +110,7 @@ def _tables(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _table(title: str, heads: list[str], runs: Sequence[Run], rows_of: _RowsOf) -> dict[str, Any]:
-    """The rows of each run, under its name where there are several; what stands behind their first cell is numbers."""
+    """The rows of each run, with its name in front where there are several; all heads but the first are of numbers."""
     several = len(runs) > 1
     rows = [[run.name] * several + row for run in runs for row in rows_of(run)]
     return {"title": title, "heads": ["run"] * several + heads, "rows": rows, "numbers": heads[1:]}
