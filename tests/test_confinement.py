@@ -13,8 +13,8 @@ import pytest
 import tiny
 import torch
 from PIL import Image
+from run_folders import Page, write_run
 from safetensors.torch import save_file
-from test_report_page import Page, write_run
 
 from geomcallbacks import GeometryMonitor, read_records
 from geomcallbacks.behaviour import BehaviourMonitor
