@@ -1,0 +1,160 @@
+"""Faults injected into measurements of a training run: weights and loss rows are those of the undisturbed run, and the
+record file can be read.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from drives import DRIVES, Ended, differences, read_by, watcher
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from geomcallbacks import read_records
+from geomcallbacks.adapters.tracker import TrackerQueue
+from geomcallbacks.phases.tracker import PhaseTracker
+from geomcallbacks.running.writer import RecordWriter
+from geomcallbacks.spectra import summary
+from geomcallbacks.spectra.spectrum import spectrum_of_rows
+
+pytestmark = pytest.mark.fault
+Tally = Callable[..., None]
+Rows = list[dict[str, Any]]
+MEASURED = [0, 2, 4]
+NOWHERE = Path("/proc/self/no/geometry.jsonl")  # a folder that nobody may make, root included
+
+
+def out_of_memory(tokens: int) -> Callable[[nn.Module, Tensor, Tensor], Any]:
+    """More tokens at once do not fit."""
+
+    def forward(backbone: nn.Module, ids: Tensor, mask: Tensor) -> Any:
+        if ids.numel() > tokens:
+            raise torch.OutOfMemoryError("injected")
+        return backbone(ids, mask)
+
+    return forward
+
+
+def not_finite(backbone: nn.Module, ids: Tensor, mask: Tensor) -> Any:
+    """All but what is tried before training, which is one row."""
+    spoil = lambda module, args: (args[0] * torch.nan,) if len(ids) > 1 else args
+    with backbone.get_submodule("final_layer_norm").register_forward_pre_hook(spoil):
+        return backbone(ids, mask)
+
+
+def raises(owner: Any, name: str, error: Exception) -> Callable[[pytest.MonkeyPatch], None]:
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    return lambda patch: patch.setattr(owner, name, fails)
+
+
+def halved(rows: Rows) -> bool:
+    return [row["batch_size"] for row in rows] == [16] * 3 and "halved" in rows[0]["notes"][0]
+
+
+def without_value(rows: Rows) -> bool:
+    return len(rows) == 3 and all(r["rankme"] is None and "not finite" in r["reasons"]["rankme"] for r in rows)
+
+
+def none(rows: Rows) -> bool:
+    return rows == []
+
+
+def all_there(rows: Rows) -> bool:
+    return [row["step"] for row in rows] == MEASURED and all(row["rankme"] > 1 for row in rows)
+
+
+#: Each fault, as a forward pass of the probe or as a patch, and what the record file then holds.
+FAULTS: dict[str, tuple[Callable[..., Any], Callable[[Rows], bool]]] = {
+    "out of memory": (out_of_memory(16 * 20), halved),
+    "out of memory for one row": (out_of_memory(10), none),
+    "states that are not finite": (not_finite, without_value),
+    "exception in a metric": (raises(summary, "rankme", ZeroDivisionError("injected")), none),
+    "exception in the solver": (raises(torch.linalg, "eigvalsh", torch.linalg.LinAlgError("injected")), none),
+    "exception in the phases": (raises(PhaseTracker, "add", KeyError("injected")), all_there),
+    "full disk": (raises(RecordWriter, "write", OSError(28, "No space left on device: injected")), none),
+}
+FORWARDS = ("out of memory", "out of memory for one row", "states that are not finite")
+
+
+@pytest.fixture(scope="module", params=["trainer", "lightning"])
+def undisturbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Ended]:
+    return request.param, DRIVES[request.param](tmp_path_factory.mktemp("undisturbed"), [])
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_run_survives(
+    undisturbed: tuple[str, Ended], kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tally: Tally
+) -> None:
+    tally(kind, injected=len(MEASURED))
+    framework, wanted = undisturbed
+    fault, as_expected = FAULTS[kind]
+    settings = {"on_error": "warn", "batch_size": 32}
+    if kind in FORWARDS:
+        settings |= read_by(framework, fault)
+    else:
+        fault(monkeypatch)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ended = DRIVES[framework](tmp_path, [watcher(framework, "geometry", tmp_path, **settings)])
+    assert differences(wanted, ended) == []
+    assert as_expected(read_records(tmp_path / "geometry.jsonl"))
+    told = [str(warning.message) for warning in caught]
+    ours = [text for text in told if any(word in text for word in ("not measured", "no value", "could not"))]
+    assert len(ours) == (0 if kind == "out of memory" else 1), ours  # once, not three times
+
+
+def test_run_survives_a_folder_that_cannot_be_written(
+    undisturbed: tuple[str, Ended], tmp_path: Path, tally: Tally
+) -> None:
+    tally("folder that cannot be written")
+    framework, wanted = undisturbed
+    watch = watcher(framework, "geometry", NOWHERE.parent, on_error="warn", path=NOWHERE)
+    with pytest.warns(UserWarning, match=r"could not be written \(.*training goes on without"):
+        ended = DRIVES[framework](tmp_path, [watch])
+    assert differences(wanted, ended) == []
+
+
+@pytest.mark.parametrize("how", ["raises", "blocks"])
+def test_run_survives_a_broken_tracker(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tally: Tally) -> None:
+    """TensorBoard, which is given the loss as well: that is drawn, geometry is dropped, the record file has it."""
+    tally(f"tracker that {how}", injected=len(MEASURED))
+    write, released = SummaryWriter.add_scalar, threading.Event()
+
+    def broken(self: SummaryWriter, key: str, *args: Any, **kwargs: Any) -> None:
+        if key.startswith("geometry/"):
+            if how == "raises":
+                raise ConnectionError("injected")
+            released.wait(60)
+        write(self, key, *args, **kwargs)
+
+    monkeypatch.setattr(SummaryWriter, "add_scalar", broken)
+    monkeypatch.setattr(TrackerQueue.flush, "__defaults__", (0.2,))  # seconds for which the end of the run waits
+    plain = DRIVES["trainer"](tmp_path / "plain", [], report_to="tensorboard")
+    with pytest.warns(UserWarning, match=r"injected" if how == "raises" else r"has not taken \d+ rows of geometry"):
+        watched = DRIVES["trainer"](tmp_path, [watcher("trainer", "geometry", tmp_path)], report_to="tensorboard")
+    released.set()
+    assert differences(plain, watched) == []
+    assert [record["step"] for record in read_records(tmp_path / "geometry.jsonl")] == MEASURED
+
+
+@pytest.mark.gpu
+def test_solver_that_fails_on_the_device_is_tried_on_the_cpu(monkeypatch: pytest.MonkeyPatch, tally: Tally) -> None:
+    tally("solver that fails on the device")
+    rows_nd, solve = torch.randn(64, 6, device="cuda"), torch.linalg.eigvalsh
+    wanted = spectrum_of_rows(rows_nd).eigenvalues
+
+    def fails_there(matrix: Tensor) -> Tensor:
+        if matrix.is_cuda:
+            raise torch.linalg.LinAlgError("injected")
+        return solve(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigvalsh", fails_there)
+    torch.testing.assert_close(spectrum_of_rows(rows_nd).eigenvalues, wanted, rtol=1e-10, atol=0)
