@@ -7,7 +7,7 @@ from __future__ import annotations
 import csv
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -33,7 +33,8 @@ from geomcallbacks.behaviour import BehaviourMonitor, CompletionLoss, Completion
 
 UPDATES, ACCUMULATED = 4, 2
 DROPOUT = dict(attention_dropout=0.1, hidden_dropout=0.1)
-EACH, FAR = Schedule(every=1, per_decade=0), Schedule(every=1000, per_decade=0)
+EACH, SECOND, FAR = (Schedule(every=every, per_decade=0) for every in (1, 2, 1000))
+MEASURED = [0, 2, 4]  # by SECOND
 
 #: What measures in a run: a monitor in the plain loop, else a callback.
 WATCHERS: dict[tuple[str, str], Any] = {
@@ -44,24 +45,34 @@ WATCHERS: dict[tuple[str, str], Any] = {
     ("lightning", "geometry"): geomcallbacks.lightning.GeometryCallback,
     ("lightning", "behaviour"): geomcallbacks.behaviour.lightning.BehaviourCallback,
 }
+SUBJECTS = ("geometry", "behaviour")
 #: Called after each update, before it is measured; True ends the run there.
 Hook = Callable[[int, nn.Module], Any]
 
 
 @dataclass(frozen=True)
 class Ended:
-    """What a run has ended with: weights and optimiser state by name, loss rows, every global random state."""
+    """What a run has ended with.
+
+    Attributes:
+        tensors: weights and optimiser state by name.
+        random: every global random state.
+        losses: rows of the framework's own log.
+        ours: rows of ours in that log, each with its `step`; a plain loop has none.
+    """
 
     tensors: dict[str, Tensor]
-    losses: list[dict[str, Any]]
     random: tuple[object, ...]
+    losses: list[dict[str, Any]]
+    ours: list[dict[str, Any]]
 
 
-def ended(model: nn.Module, optimiser: Any, losses: list[dict[str, Any]]) -> Ended:
-    tensors = {name: value.clone() for name, value in model.state_dict().items()}
+def ended(model: nn.Module, optimiser: Any, log: list[dict[str, Any]]) -> Ended:
+    tensors = dict(model.state_dict())
     for index, state in optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser {index} {key}": torch.as_tensor(value).clone() for key, value in state.items()}
-    return Ended(tensors, losses, tiny.random_states())
+        tensors |= {f"optimiser {index} {key}": torch.as_tensor(value) for key, value in state.items()}
+    ours = [row for row in log if any(key.startswith(SUBJECTS) for key in row)]
+    return Ended(tensors, tiny.random_states(), [row for row in log if row not in ours], ours)
 
 
 def differences(one: Ended, other: Ended) -> list[str]:
@@ -94,12 +105,10 @@ def measures() -> dict[str, Any]:
 
 
 def watcher(framework: str, subject: str, folder: Path, **changes: Any) -> Any:
-    """What measures every second update, raises where it fails, and writes to `folder`."""
-    subject_settings = {"probe": tiny.probe(), **tiny.watching()}
-    if subject == "behaviour":
-        subject_settings = {"measures": measures(), "schedule": subject_settings["schedule"], "on_error": "raise"}
+    """What measures every second update and raises where it fails. A plain loop writes to `folder`."""
+    own = {"probe": tiny.probe(), "alpha_window": tiny.WINDOW} if subject == "geometry" else {"measures": measures()}
     path = {"path": folder / f"{subject}.jsonl"} if framework == "loop" else {}  # adapters know their run's folder
-    return WATCHERS[framework, subject](**subject_settings | path | changes)
+    return WATCHERS[framework, subject](**{"schedule": SECOND, "on_error": "raise"} | own | path | changes)
 
 
 def read_by(framework: str, forward: Callable[[nn.Module, Tensor, Tensor], Any]) -> dict[str, Any]:
@@ -108,20 +117,21 @@ def read_by(framework: str, forward: Callable[[nn.Module, Tensor, Tensor], Any])
     return {"module": name, "forward": lambda model, ids, mask: forward(model.get_submodule(name), ids, mask)}
 
 
+def loss_of(model: nn.Module, batch: Any) -> Tensor:
+    return model(input_ids=batch[0], attention_mask=batch[1], labels=batch[0]).loss
+
+
 def batches(shuffle: bool = True) -> DataLoader[Any]:
     return DataLoader(TensorDataset(*tiny.rows(32, seed=5)), batch_size=2, shuffle=shuffle)
 
 
-def loop(
-    folder: Path, watchers: Sequence[Any], *, hook: Hook | None = None, save: bool = False, resume: int | None = None
-) -> Ended:
-    """A loop of the user's own; `save` keeps each update as `step-N.pt`, from which `resume=N` goes on."""
+def loop(folder: Path, watchers: list[Any], hook: Hook | None = None, save: bool = False, resume: int = 0) -> Ended:
+    """A loop of the user's own. `save` keeps each update as `step-N.pt`, from which `resume=N` goes on."""
     set_seed(3)
     model = tiny.model(**DROPOUT)
     model.gradient_checkpointing_enable()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    losses = []
-    if resume is not None:
+    optimiser, log = torch.optim.AdamW(model.parameters(), lr=1e-2), []
+    if resume:
         kept = torch.load(folder / f"step-{resume}.pt", weights_only=True)
         model.load_state_dict(kept["model"])
         optimiser.load_state_dict(kept["optimiser"])
@@ -129,14 +139,13 @@ def loop(
             watch.load_state_dict(json.loads(state))
     try:
         for watch in watchers:
-            watch.step(model, resume or 0)
+            watch.step(model, resume)
         rows = cycle(batches())
-        for update in range((resume or 0) + 1, UPDATES + 1):
+        for update in range(resume + 1, UPDATES + 1):
             for _ in range(ACCUMULATED):
-                ids, mask = next(rows)
-                loss = model(input_ids=ids, attention_mask=mask, labels=ids).loss
+                loss = loss_of(model, next(rows))
                 loss.backward()
-                losses.append({"loss": loss.item()})
+                log.append({"loss": loss.item()})
             optimiser.step()
             optimiser.zero_grad()
             stop = bool(hook and hook(update, model))
@@ -151,23 +160,14 @@ def loop(
     finally:
         for watch in watchers:
             watch.close()
-    return ended(model, optimiser, losses)
+    return ended(model, optimiser, log)
 
 
-TRAINING = dict(
-    max_steps=UPDATES,
-    per_device_train_batch_size=2,
-    gradient_accumulation_steps=ACCUMULATED,
-    gradient_checkpointing=True,
-    learning_rate=1e-2,
-    logging_steps=1,
-    save_strategy="no",
-    report_to="none",
-    use_cpu=True,
-    bf16=False,
-    seed=3,
-    disable_tqdm=True,
-)
+TRAINING = {
+    "max_steps": UPDATES, "per_device_train_batch_size": 2, "gradient_accumulation_steps": ACCUMULATED,
+    "gradient_checkpointing": True, "learning_rate": 1e-2, "logging_steps": 1, "save_strategy": "no",
+    "report_to": "none", "use_cpu": True, "bf16": False, "seed": 3, "disable_tqdm": True,
+}  # fmt: skip
 _CLOCK = ("runtime", "per_second", "flos", "time")
 
 
@@ -179,40 +179,33 @@ class TrainerHook(TrainerCallback):
         control.should_training_stop |= bool(self.hook(state.global_step, model))
 
 
-def token_dataset(n: int = 32) -> Dataset:
+def token_dataset(n: int) -> Dataset:
     ids, mask = (rows.tolist() for rows in tiny.rows(n, seed=5))
     return Dataset.from_dict({"input_ids": ids, "attention_mask": mask, "labels": ids})
 
 
-def make_trainer(folder: Path, callbacks: Sequence[Any] = (), model: Any = None, **changes: Any) -> Trainer:
+def make_trainer(folder: Path, callbacks: list[Any], model: Any = None, **changes: Any) -> Trainer:
     """A Trainer that has not begun."""
     args = TrainingArguments(output_dir=str(folder), **TRAINING | changes)
-    data = {"train_dataset": token_dataset(), "eval_dataset": token_dataset(4)}
-    return Trainer(model or tiny.model(**DROPOUT), args, callbacks=list(callbacks), **data)
+    data = {"train_dataset": token_dataset(32), "eval_dataset": token_dataset(4)}
+    return Trainer(model or tiny.model(**DROPOUT), args, callbacks=callbacks, **data)
 
 
 def trained(made: Trainer, resume: Path | None = None) -> Ended:
-    """Train, and return what it ended with: loss rows are those of `log_history`, without what a clock says."""
-    made.train(resume_from_checkpoint=None if resume is None else str(resume))
-    rows = [row for row in made.state.log_history if not any("geometry" in key or "behaviour" in key for key in row)]
-    losses = [{key: value for key, value in row.items() if not any(word in key for word in _CLOCK)} for row in rows]
-    return ended(made.model, made.optimizer, losses)
+    """Train, and return what that ends with; of the log without what a clock says."""
+    made.train(resume_from_checkpoint=resume and str(resume))
+    timed = lambda key: any(word in key for word in _CLOCK)
+    log = [{key: value for key, value in row.items() if not timed(key)} for row in made.state.log_history]
+    return ended(made.model, made.optimizer, log)
 
 
 def trainer(
-    folder: Path,
-    watchers: Sequence[Any],
-    *,
-    hook: Hook | None = None,
-    save: bool = False,
-    resume: int | None = None,
-    **changes: Any,
+    folder: Path, watchers: list[Any], hook: Hook | None = None, save: bool = False, resume: int = 0, **changes: Any
 ) -> Ended:
     """The same under Trainer, with its own checkpoints."""
     saving = {"save_strategy": "steps", "save_steps": 1} if save else {}
-    hooks = [TrainerHook(hook)] if hook else []
-    made = make_trainer(folder, [*hooks, *watchers], **saving | changes)
-    return trained(made, None if resume is None else folder / f"checkpoint-{resume}")
+    made = make_trainer(folder, [*([TrainerHook(hook)] if hook else []), *watchers], **saving | changes)
+    return trained(made, folder / f"checkpoint-{resume}" if resume else None)
 
 
 class Module(L.LightningModule):
@@ -224,12 +217,12 @@ class Module(L.LightningModule):
         self.network.gradient_checkpointing_enable()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        loss = self.network(input_ids=batch[0], attention_mask=batch[1], labels=batch[0]).loss
+        loss = loss_of(self.network, batch)
         self.log("train/loss", loss)
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self.log("val/loss", self.network(input_ids=batch[0], attention_mask=batch[1], labels=batch[0]).loss)
+        self.log("val/loss", loss_of(self.network, batch))
 
     def configure_optimizers(self) -> Any:
         return torch.optim.AdamW(self.parameters(), lr=1e-2)
@@ -245,30 +238,17 @@ class LightningHook(L.Callback):
 
 
 def fit(
-    folder: Path,
-    callbacks: Sequence[Any] = (),
-    module: L.LightningModule | None = None,
-    data: Any = None,
-    resume: Path | None = None,
-    **changes: Any,
-) -> tuple[L.Trainer, L.LightningModule]:
+    folder: Path, callbacks: list[Any], module: Any = None, data: Any = None, resume: Path | None = None, **changes: Any
+) -> tuple[L.Trainer, Any]:
     """Fit a module under a Lightning Trainer that logs to `folder/metrics.csv`."""
     L.seed_everything(3, verbose=False)
+    saves = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
+    quiet = dict(enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=saves)
+    length = dict(max_steps=UPDATES, accumulate_grad_batches=ACCUMULATED, log_every_n_steps=1)
+    logs = dict(default_root_dir=folder, logger=CSVLogger(folder, name="", version=""))
+    made = L.Trainer(**quiet | length | logs | changes, accelerator="cpu", callbacks=callbacks)
     module = module or Module()
-    settings = dict(
-        default_root_dir=folder,
-        accelerator="cpu",
-        max_steps=UPDATES,
-        accumulate_grad_batches=ACCUMULATED,
-        log_every_n_steps=1,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
-        logger=CSVLogger(folder, name="", version=""),
-    )
-    made = L.Trainer(**settings | changes, callbacks=list(callbacks))
-    data = data if isinstance(data, tuple) else (batches() if data is None else data,)
-    made.fit(module, *data, ckpt_path=resume)
+    made.fit(module, batches() if data is None else data, ckpt_path=resume)
     return made, module
 
 
@@ -278,20 +258,13 @@ def each_checkpoint(folder: Path, every: int = 1) -> ModelCheckpoint:
 
 
 def lightning(
-    folder: Path,
-    watchers: Sequence[Any],
-    *,
-    hook: Hook | None = None,
-    save: bool = False,
-    resume: int | None = None,
-    **changes: Any,
+    folder: Path, watchers: list[Any], hook: Hook | None = None, save: bool = False, resume: int = 0, **changes: Any
 ) -> Ended:
     """The same under Lightning, with its own checkpoints."""
-    hooks, keep = [LightningHook(hook)] if hook else [], [each_checkpoint(folder)] if save else []
-    begin = None if resume is None else folder / f"step={resume}.ckpt"
-    made, module = fit(folder, [*hooks, *watchers, *keep], resume=begin, **changes)
+    callbacks = [*([LightningHook(hook)] if hook else []), *watchers, *([each_checkpoint(folder)] if save else [])]
+    made, module = fit(folder, callbacks, resume=folder / f"step={resume}.ckpt" if resume else None, **changes)
     with (folder / "metrics.csv").open() as file:
-        rows = [{"step": row["step"], "loss": row["train/loss"]} for row in csv.DictReader(file) if row["train/loss"]]
+        rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
     return ended(module, made.optimizers[0], rows)
 
 

@@ -12,7 +12,6 @@ import lightning as L
 import pytest
 import tiny
 import torch
-from torch.utils.data import DataLoader, TensorDataset
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, Trainer, TrainingArguments
 
 from geomcallbacks import GeometryMonitor, read_records
@@ -39,7 +38,6 @@ def brought_by_the_reader(folder: Path) -> dict[str, Any]:
         optimiser.step()
         optimiser.zero_grad()
 
-    ids, mask = tiny.rows(16)
     module = StopsEarly()
     module.network = model
     return {
@@ -47,12 +45,12 @@ def brought_by_the_reader(folder: Path) -> dict[str, Any]:
         "tokenizer": tiny.tokenizer(),
         "model": model,
         "args": TrainingArguments(str(folder / "out"), max_steps=1, use_cpu=True, report_to="none"),
-        "dataset": [{"input_ids": row, "labels": row} for row in ids],
+        "dataset": drives.token_dataset(16),
         "module": module,
-        "dataloader": DataLoader(TensorDataset(ids, mask)),
+        "dataloader": drives.batches(),
         "prompts": tiny.texts(4, words=6),
         "completions": tiny.texts(4, words=6, seed=3),
-        "batches": [ids[:4]] * 2,
+        "batches": [tiny.rows(4)[0]] * 2,
         "train_on": train_on,
         "Trainer": Trainer,
         "L": L,

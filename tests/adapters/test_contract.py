@@ -15,15 +15,15 @@ import drives
 import pytest
 import tiny
 import torch
-from drives import DRIVES, EACH, FAR, UPDATES, WATCHERS, Ended, differences, watcher
+from drives import DRIVES, EACH, FAR, MEASURED, SUBJECTS, UPDATES, WATCHERS, Ended, differences, watcher
 from torch import nn
 
 from geomcallbacks import GeometryMonitor, ProbeSet, read_records
 from geomcallbacks.behaviour import CompletionLoss, Completions
 
-KINDS = [pytest.param(*kind, id="-".join(kind)) for kind in WATCHERS]
-each_kind = pytest.mark.parametrize(("framework", "subject"), KINDS)
 ADAPTERS = ("trainer", "lightning")
+each_kind = pytest.mark.parametrize(("framework", "subject"), WATCHERS)
+each_framework = pytest.mark.parametrize("framework", DRIVES)
 
 
 def steps(file: Path) -> list[int]:
@@ -38,14 +38,14 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
 
 @dataclass(frozen=True)
 class Watched:
-    """A run of which every update was measured."""
+    """A run of which every update was measured, the weights by update, and the files left in the working directory."""
 
     framework: str
     subject: str
-    folder: Path
+    records: list[dict[str, Any]]
     ended: Ended
     weights: dict[int, dict[str, torch.Tensor]]
-    elsewhere: list[str]  # files left in the working directory
+    elsewhere: list[str]
 
 
 @pytest.fixture(scope="module", params=WATCHERS, ids="-".join)
@@ -57,43 +57,36 @@ def watched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     def keep(update: int, model: nn.Module) -> None:
         weights[update] = copy.deepcopy(model.state_dict())
 
-    more = {"layers": [0, 1, -1]} if subject == "geometry" else {}
+    settings = {"layers": [-1, 0, 1]} if subject == "geometry" else {}
+    watch = watcher(framework, subject, folder, schedule=EACH, **settings)
     with contextlib.chdir(elsewhere):
-        watch = watcher(framework, subject, folder, schedule=EACH, **more)
         ended = DRIVES[framework](folder, [watch], hook=keep)
-    return Watched(framework, subject, folder, ended, weights, os.listdir(elsewhere))
+    records = read_records(folder / f"{subject}.jsonl")
+    return Watched(framework, subject, records, ended, weights, os.listdir(elsewhere))
 
 
 def test_leaves_no_trace_on_training(watched: Watched, plain: dict[str, Ended]) -> None:
     assert differences(plain[watched.framework], watched.ended) == []
+    assert watched.elsewhere == []
 
 
-@pytest.mark.parametrize("framework", DRIVES)
+@each_framework
 def test_the_comparison_above_can_fail(framework: str, plain: dict[str, Ended], tmp_path: Path) -> None:
     """One global random number that is drawn changes what dropout does."""
     disturbed = DRIVES[framework](tmp_path, [], hook=lambda update, model: torch.rand(1) > 1)
     assert {"losses", "random states"} < set(differences(plain[framework], disturbed))
 
 
-def test_measures_each_update_once(watched: Watched) -> None:
-    layers = 3 if watched.subject == "geometry" else 1
-    wanted = [step for step in range(UPDATES + 1) for _ in range(layers)]
-    assert steps(watched.folder / f"{watched.subject}.jsonl") == wanted
-
-
-def test_measures_the_weights_of_the_update(watched: Watched) -> None:
+def test_measures_each_update_once_and_its_weights(watched: Watched) -> None:
     fresh, monitor = tiny.model(**drives.DROPOUT), GeometryMonitor(tiny.probe(), alpha_window=tiny.WINDOW)
-    for record in read_records(watched.folder / f"{watched.subject}.jsonl"):
+    records = watched.records[::3] if watched.subject == "geometry" else watched.records  # of the first layer
+    assert [record["step"] for record in records] == list(range(UPDATES + 1))
+    for record in records:
         fresh.load_state_dict(watched.weights[record["step"]])
         if watched.subject == "behaviour":
             assert record["held_out/loss"] == CompletionLoss(drives.completions())(fresh)["loss"]
-        elif record["layer"] == "layer3":
+        else:
             assert record["rankme"] == monitor.measure(fresh, record["step"])[0].metrics["rankme"]
-
-
-def test_writes_to_the_folder_of_the_run_alone(watched: Watched) -> None:
-    assert watched.elsewhere == []
-    assert f"{watched.subject}.jsonl" in os.listdir(watched.folder)
 
 
 @each_kind
@@ -106,7 +99,7 @@ def test_is_made_with_defaults_and_can_be_copied(framework: str, subject: str) -
 
 @each_kind
 def test_serves_two_runs_and_closes_twice(framework: str, subject: str, tmp_path: Path) -> None:
-    """The first run is stopped early; the last update is measured all the same."""
+    """The first run is stopped early; its last update is measured all the same."""
     watch = watcher(framework, subject, tmp_path, schedule=FAR)
     DRIVES[framework](tmp_path, [watch], hook=lambda update, model: update == 3)
     DRIVES[framework](tmp_path if framework == "loop" else tmp_path / "second", [watch])
@@ -129,8 +122,7 @@ def test_goes_on_from_a_checkpoint_in_its_own_file(framework: str, subject: str,
     drive(tmp_path, [watcher(framework, subject, tmp_path)])
     for begin in (3, 2):  # an update that is not due, and one that was measured just before it was saved
         drive(tmp_path, [watcher(framework, subject, tmp_path)], resume=begin)
-        for name in (f"{subject}.jsonl", f"{subject}-2.jsonl"):
-            assert steps(tmp_path / name) == [0, 2, 4]
+        assert steps(tmp_path / f"{subject}.jsonl") == steps(tmp_path / f"{subject}-2.jsonl") == MEASURED
     assert not (tmp_path / f"{subject}-3.jsonl").exists()
     lines = [json.loads(line) for line in (tmp_path / f"{subject}.jsonl").read_text().splitlines()]
     headers = [line for line in lines if line["kind"] == "header"]
@@ -141,21 +133,47 @@ def test_goes_on_from_a_checkpoint_in_its_own_file(framework: str, subject: str,
             drive(tmp_path, [watcher(framework, subject, tmp_path, probe=tiny.probe(seed=9))], resume=3)
 
 
-@pytest.mark.parametrize("framework", DRIVES)
+@each_framework
 def test_two_of_a_kind_keep_their_files_apart(framework: str, tmp_path: Path) -> None:
     both = lambda: [watcher(framework, "geometry", tmp_path, layers=layer) for layer in (1, 2)]
     DRIVES[framework](tmp_path, both(), save=True)
     DRIVES[framework](tmp_path, both(), resume=3)
     for name, layer in (("geometry.jsonl", "layer1"), ("geometry-2.jsonl", "layer2")):
         records = read_records(tmp_path / name)
-        assert [(record["step"], record["layer"]) for record in records] == [(step, layer) for step in (0, 2, 4)]
+        assert [(record["step"], record["layer"]) for record in records] == [(step, layer) for step in MEASURED]
 
 
 @pytest.mark.parametrize("framework", ADAPTERS)
-@pytest.mark.parametrize("subject", ["geometry", "behaviour"])
+@pytest.mark.parametrize("subject", SUBJECTS)
 def test_two_that_a_checkpoint_could_not_tell_apart_are_refused(framework: str, subject: str, tmp_path: Path) -> None:
     with pytest.raises((ValueError, RuntimeError), match=r"two callbacks measure|more than one stateful callback"):
         DRIVES[framework](tmp_path, [watcher(framework, subject, tmp_path) for _ in range(2)])
+
+
+@pytest.mark.parametrize(
+    ("framework", "bf16"), [("trainer", {"bf16": True}), ("lightning", {"precision": "bf16-mixed"})]
+)
+def test_measures_under_the_autocast_of_training(framework: str, bf16: dict[str, Any], tmp_path: Path) -> None:
+    seen = []
+
+    def look(model: nn.Module) -> dict[str, Any]:
+        modes = {module.training for module in model.modules()}
+        seen.append((modes, torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
+        return {"x": torch.tensor(1)}
+
+    both = [
+        watcher(framework, "geometry", tmp_path),
+        watcher(framework, "behaviour", tmp_path, measures={"look": look}),
+    ]
+    DRIVES[framework](tmp_path, both, max_steps=1, **bf16)
+    assert seen == [({False}, False, True)] * 2
+    record, model = read_records(tmp_path / "geometry.jsonl")[0], tiny.model(**drives.DROPOUT)
+    wanted, other = (
+        GeometryMonitor(tiny.probe(), alpha_window=tiny.WINDOW, precision=precision).measure(model, 0)[0]
+        for precision in ("bf16", "fp32")
+    )
+    assert (record["precision"], record["rankme"]) == ("bf16", wanted.metrics["rankme"])
+    assert record["rankme"] != other.metrics["rankme"]
 
 
 def broken(framework: str, subject: str) -> dict[str, Any]:
@@ -186,12 +204,8 @@ def test_a_measurement_that_fails_is_told_of_once(
     told = [str(warning.message) for warning in caught if "was not measured at step 0" in str(warning.message)]
     assert all("training goes on" in message for message in told)
     assert sum("KeyError: 'injected" in message for message in told) == 1
-    records = read_records(tmp_path / f"{subject}.jsonl")
-    if subject == "geometry":
-        assert records == []
-    else:  # what does not fail is measured
-        assert len(told) == 2
-        assert [(record["step"], record["fine/x"]) for record in records] == [(0, 1.0), (2, 1.0), (4, 1.0)]
+    found = [(record["step"], record.get("fine/x")) for record in read_records(tmp_path / f"{subject}.jsonl")]
+    assert found == ([(step, 1.0) for step in MEASURED] if subject == "behaviour" else [])  # the others are measured
 
 
 @each_kind
@@ -200,28 +214,27 @@ def test_a_measurement_that_fails_ends_the_run_where_asked(framework: str, subje
         DRIVES[framework](tmp_path, [watcher(framework, subject, tmp_path, **broken(framework, subject))])
 
 
-@each_kind
-@pytest.mark.parametrize(
-    ("of", "changes", "error", "message"),
-    [
-        ("both", {"on_error": "ignore"}, ValueError, "on_error='ignore'"),
-        ("both", {"schedule": 10}, ValueError, "schedule=10"),
-        ("both", {"layer": 3}, TypeError, "layer"),
-        ("geometry", {"alpha_window": (5, 2)}, ValueError, "window"),
-        ("geometry", {"precision": "fp8"}, ValueError, "precision='fp8'"),
-        ("behaviour", {"measures": {}}, ValueError, "measures nothing"),
-        ("behaviour", {"measures": [len]}, TypeError, "measures is a list"),
-        ("behaviour", {"measures": {"a/b": len}}, ValueError, "'a/b'"),
-        ("behaviour", {"measures": {"": len}}, ValueError, "''"),
-        ("behaviour", {"measures": {"a": 3}}, TypeError, "measure 'a' is a int"),
-    ],
-)
-def test_bad_settings_are_refused_at_construction(
-    framework: str, subject: str, of: str, changes: dict[str, Any], error: type[Exception], message: str, tmp_path: Path
+WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
+    *((subject, {"on_error": "ignore"}, ValueError, "on_error='ignore'") for subject in SUBJECTS),
+    *((subject, {"schedule": 10}, ValueError, "schedule=10") for subject in SUBJECTS),
+    *((subject, {"layer": 3}, TypeError, "layer") for subject in SUBJECTS),
+    ("geometry", {"alpha_window": (5, 2)}, ValueError, "window"),
+    ("geometry", {"precision": "fp8"}, ValueError, "precision='fp8'"),
+    ("behaviour", {"measures": {}}, ValueError, "measures nothing"),
+    ("behaviour", {"measures": [len]}, TypeError, "measures is a list"),
+    ("behaviour", {"measures": {"a/b": len}}, ValueError, "'a/b'"),
+    ("behaviour", {"measures": {"": len}}, ValueError, "''"),
+    ("behaviour", {"measures": {"a": 3}}, TypeError, "measure 'a' is a int"),
+]
+
+
+@each_framework
+@pytest.mark.parametrize(("subject", "changes", "error", "message"), WRONG)
+def test_wrong_arguments_are_refused_at_construction(
+    framework: str, subject: str, changes: dict[str, Any], error: type[Exception], message: str
 ) -> None:
-    if of in (subject, "both"):
-        with pytest.raises(error, match=message):
-            watcher(framework, subject, tmp_path, **changes)
+    with pytest.raises(error, match=message):
+        watcher(framework, subject, Path(), **changes)
 
 
 FOREIGN = {"probe": ProbeSet.from_token_ids(torch.full((20, 5), tiny.VOCABULARY))}
@@ -234,7 +247,7 @@ UNFIT: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize("framework", DRIVES)
+@each_framework
 @pytest.mark.parametrize(("subject", "changes", "message"), UNFIT)
 def test_what_does_not_fit_the_model_is_refused_before_the_first_update(
     framework: str, subject: str, changes: dict[str, Any], message: str, tmp_path: Path

@@ -1,9 +1,9 @@
-"""What is special to Lightning: its own ideas of the last update, what other callbacks see, its precision."""
+"""What is special to Lightning: its own ideas of the last update, and what other callbacks see."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import lightning as L
 import pytest
 import tiny
 import torch
-from drives import EACH, FAR, Module, batches, fit, watcher
+from drives import EACH, FAR, Module, batches, fit, loss_of, watcher
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -39,8 +39,7 @@ class TwoOptimisers(Module):
     automatic_optimization = False
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        loss = self.network(input_ids=batch[0], attention_mask=batch[1], labels=batch[0]).loss
-        self.manual_backward(loss)
+        self.manual_backward(loss_of(self.network, batch))
         for optimiser in self.optimizers():
             optimiser.step()
             optimiser.zero_grad()
@@ -50,31 +49,29 @@ class TwoOptimisers(Module):
         return [torch.optim.SGD(weights[:4], lr=0.1), torch.optim.SGD(weights[4:], lr=0.1)]
 
 
-def stop() -> EarlyStopping:
-    """Stops at the first validation."""
-    return EarlyStopping("val/loss", stopping_threshold=1e9, mode="min")
+class StopsAtValidation(Module):
+    def val_dataloader(self) -> Any:
+        return batches(shuffle=False)
 
-
-def validated() -> tuple[Any, Any]:
-    return batches(), batches(shuffle=False)
+    def configure_callbacks(self) -> Any:
+        return EarlyStopping("val/loss", stopping_threshold=1e9, mode="min")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "settings", "wanted"),
+    ("module", "settings", "wanted"),
     [  # 32 rows, two a batch, two batches an update
-        (lambda: {}, {"max_epochs": 2}, [0, 16]),
-        (lambda: {"data": DataLoader(Endless(), batch_size=2)}, {"max_steps": 3}, [0, 3]),
-        (lambda: {"module": TwoOptimisers()}, {"max_steps": 8, "accumulate_grad_batches": 1}, [0, 4]),
-        (lambda: {"callbacks": [stop()], "data": validated()}, {"max_epochs": 9}, [0, 8]),
-        (lambda: {"callbacks": [stop()], "data": validated()}, {"min_epochs": 2, "max_epochs": 9}, [0, 16]),
+        (Module, {"max_epochs": 2}, [0, 16]),
+        (Module, {"max_steps": 3, "data": DataLoader(Endless(), batch_size=2)}, [0, 3]),
+        (TwoOptimisers, {"max_steps": 8, "accumulate_grad_batches": 1}, [0, 4]),
+        (StopsAtValidation, {"max_epochs": 9}, [0, 8]),
+        (StopsAtValidation, {"min_epochs": 2, "max_epochs": 9}, [0, 16]),
     ],
     ids=["epochs", "stream", "two optimisers", "stopped by a validation", "stop that waits for min_epochs"],
 )
 def test_the_last_update_of_every_kind_of_run_is_measured_once(
-    arguments: Callable[[], dict[str, Any]], settings: dict[str, Any], wanted: list[int], tmp_path: Path
+    module: type[Module], settings: dict[str, Any], wanted: list[int], tmp_path: Path
 ) -> None:
-    given = arguments()
-    fit(tmp_path, [*given.pop("callbacks", []), callback(schedule=FAR)], **given, **{"max_steps": -1} | settings)
+    fit(tmp_path, [callback(schedule=FAR)], module(), **{"max_steps": -1} | settings)
     assert steps(tmp_path) == wanted
 
 
@@ -110,28 +107,7 @@ def test_what_has_no_value_is_nan_for_other_callbacks(tmp_path: Path) -> None:
     assert made.callback_metrics["behaviour/own/none"].isnan()
 
 
-def test_measures_under_the_precision_of_the_trainer(tmp_path: Path) -> None:
-    fit(tmp_path / "mixed", [callback()], precision="bf16-mixed", max_steps=1)
-    fit(tmp_path / "full", [callback()], max_steps=1)
-    mixed, full = (read_records(tmp_path / name / "geometry.jsonl")[0] for name in ("mixed", "full"))
-    assert (mixed["precision"], full["precision"]) == ("bf16", "fp32")
-    assert mixed["rankme"] != full["rankme"]
-    assert mixed["rankme"] == pytest.approx(full["rankme"], rel=2e-2)
-
-
 def test_fast_dev_run_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     fit(tmp_path, [callback()], fast_dev_run=True)
     assert list(tmp_path.rglob("geometry*")) == []
-
-
-def test_two_language_models_in_a_module_are_told_apart(tmp_path: Path) -> None:
-    class Distillation(Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.teacher = tiny.model(seed=4)
-
-    with pytest.raises(ValueError, match=r"2 language models.*module='network'.*module='teacher'"):
-        fit(tmp_path, [callback()], module=Distillation())
-    fit(tmp_path, [callback(module="network")], module=Distillation(), max_steps=1)
-    assert steps(tmp_path)[:2] == [0, 1]

@@ -12,22 +12,18 @@ from typing import Any
 
 import pytest
 import torch
-from drives import DRIVES, Ended, differences, read_by, watcher
+from drives import DRIVES, MEASURED, Ended, differences, read_by, watcher
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from geomcallbacks import read_records
+from geomcallbacks import metrics, read_records
 from geomcallbacks.adapters.tracker import TrackerQueue
 from geomcallbacks.phases.tracker import PhaseTracker
 from geomcallbacks.running.writer import RecordWriter
-from geomcallbacks.spectra import summary
 from geomcallbacks.spectra.spectrum import spectrum_of_rows
 
 pytestmark = pytest.mark.fault
 Tally = Callable[..., None]
-Rows = list[dict[str, Any]]
-MEASURED = [0, 2, 4]
-NOWHERE = Path("/proc/self/no/geometry.jsonl")  # a folder that nobody may make, root included
 
 
 def out_of_memory(tokens: int) -> Callable[[nn.Module, Tensor, Tensor], Any]:
@@ -48,40 +44,22 @@ def not_finite(backbone: nn.Module, ids: Tensor, mask: Tensor) -> Any:
         return backbone(ids, mask)
 
 
-def raises(owner: Any, name: str, error: Exception) -> Callable[[pytest.MonkeyPatch], None]:
-    def fails(*args: Any, **kwargs: Any) -> Any:
-        raise error
-
-    return lambda patch: patch.setattr(owner, name, fails)
-
-
-def halved(rows: Rows) -> bool:
-    return [row["batch_size"] for row in rows] == [16] * 3 and "halved" in rows[0]["notes"][0]
-
-
-def without_value(rows: Rows) -> bool:
-    return len(rows) == 3 and all(r["rankme"] is None and "not finite" in r["reasons"]["rankme"] for r in rows)
-
-
-def none(rows: Rows) -> bool:
-    return rows == []
-
-
-def all_there(rows: Rows) -> bool:
-    return [row["step"] for row in rows] == MEASURED and all(row["rankme"] > 1 for row in rows)
-
-
-#: Each fault, as a forward pass of the probe or as a patch, and what the record file then holds.
-FAULTS: dict[str, tuple[Callable[..., Any], Callable[[Rows], bool]]] = {
-    "out of memory": (out_of_memory(16 * 20), halved),
-    "out of memory for one row": (out_of_memory(10), none),
-    "states that are not finite": (not_finite, without_value),
-    "exception in a metric": (raises(summary, "rankme", ZeroDivisionError("injected")), none),
-    "exception in the solver": (raises(torch.linalg, "eigvalsh", torch.linalg.LinAlgError("injected")), none),
-    "exception in the phases": (raises(PhaseTracker, "add", KeyError("injected")), all_there),
-    "full disk": (raises(RecordWriter, "write", OSError(28, "No space left on device: injected")), none),
+#: Forward passes of the probe, and where an error is raised.
+FAULTS: dict[str, Any] = {
+    "out of memory": out_of_memory(16 * 20),
+    "out of memory for one row": out_of_memory(10),
+    "states that are not finite": not_finite,
+    "exception in a metric": (metrics, "_entropy_rank", ZeroDivisionError("injected")),
+    "exception in the solver": (torch.linalg, "eigvalsh", torch.linalg.LinAlgError("injected")),
+    "exception in the phases": (PhaseTracker, "add", KeyError("injected")),
+    "full disk": (RecordWriter, "write", OSError(28, "No space left on device")),
 }
-FORWARDS = ("out of memory", "out of memory for one row", "states that are not finite")
+#: Of which faults there are records all the same: rows read at once, and whether RankMe has a value.
+RECORDED = {
+    "out of memory": (16, True),
+    "states that are not finite": (32, False),
+    "exception in the phases": (32, True),
+}
 
 
 @pytest.fixture(scope="module", params=["trainer", "lightning"])
@@ -95,17 +73,23 @@ def test_run_survives(
 ) -> None:
     tally(kind, injected=len(MEASURED))
     framework, wanted = undisturbed
-    fault, as_expected = FAULTS[kind]
-    settings = {"on_error": "warn", "batch_size": 32}
-    if kind in FORWARDS:
+    settings, fault = {"on_error": "warn"}, FAULTS[kind]
+    if callable(fault):
         settings |= read_by(framework, fault)
     else:
-        fault(monkeypatch)
+        owner, name, error = fault
+
+        def fails(*args: Any, **kwargs: Any) -> Any:
+            raise error
+
+        monkeypatch.setattr(owner, name, fails)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         ended = DRIVES[framework](tmp_path, [watcher(framework, "geometry", tmp_path, **settings)])
     assert differences(wanted, ended) == []
-    assert as_expected(read_records(tmp_path / "geometry.jsonl"))
+    records = read_records(tmp_path / "geometry.jsonl")
+    found = [(record["step"], record["batch_size"], record["rankme"] is not None) for record in records]
+    assert found == ([(step, *RECORDED[kind]) for step in MEASURED] if kind in RECORDED else [])
     told = [str(warning.message) for warning in caught]
     ours = [text for text in told if any(word in text for word in ("not measured", "no value", "could not"))]
     assert len(ours) == (0 if kind == "out of memory" else 1), ours  # once, not three times
@@ -116,14 +100,17 @@ def test_run_survives_a_folder_that_cannot_be_written(
 ) -> None:
     tally("folder that cannot be written")
     framework, wanted = undisturbed
-    watch = watcher(framework, "geometry", NOWHERE.parent, on_error="warn", path=NOWHERE)
+    nowhere = Path("/proc/self/no/geometry.jsonl")  # a folder that nobody may make, root included
+    watch = watcher(framework, "geometry", tmp_path, on_error="warn", path=nowhere)
     with pytest.warns(UserWarning, match=r"could not be written \(.*training goes on without"):
         ended = DRIVES[framework](tmp_path, [watch])
     assert differences(wanted, ended) == []
 
 
-@pytest.mark.parametrize("how", ["raises", "blocks"])
-def test_run_survives_a_broken_tracker(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tally: Tally) -> None:
+@pytest.mark.parametrize(("how", "told"), [("raises", "injected"), ("blocks", r"has not taken \d+ rows of geometry")])
+def test_run_survives_a_broken_tracker(
+    how: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tally: Tally
+) -> None:
     """TensorBoard, which is given the loss as well: that is drawn, geometry is dropped, the record file has it."""
     tally(f"tracker that {how}", injected=len(MEASURED))
     write, released = SummaryWriter.add_scalar, threading.Event()
@@ -138,7 +125,7 @@ def test_run_survives_a_broken_tracker(how: str, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(SummaryWriter, "add_scalar", broken)
     monkeypatch.setattr(TrackerQueue.flush, "__defaults__", (0.2,))  # seconds for which the end of the run waits
     plain = DRIVES["trainer"](tmp_path / "plain", [], report_to="tensorboard")
-    with pytest.warns(UserWarning, match=r"injected" if how == "raises" else r"has not taken \d+ rows of geometry"):
+    with pytest.warns(UserWarning, match=told):
         watched = DRIVES["trainer"](tmp_path, [watcher("trainer", "geometry", tmp_path)], report_to="tensorboard")
     released.set()
     assert differences(plain, watched) == []
