@@ -28,7 +28,7 @@ import geomcallbacks.behaviour.hf
 import geomcallbacks.behaviour.lightning
 import geomcallbacks.hf
 import geomcallbacks.lightning
-from geomcallbacks import GeometryMonitor, Schedule
+from geomcallbacks import GeometryMonitor, Schedule, read_records
 from geomcallbacks.behaviour import BehaviourMonitor, CompletionLoss, Completions, PreferenceScore, RolloutScore
 
 UPDATES, ACCUMULATED = 4, 2
@@ -82,6 +82,11 @@ def differences(one: Ended, other: Ended) -> list[str]:
     found = [name for name, value in one.tensors.items() if not torch.equal(value, other.tensors[name])]
     found += ["losses"] if json.dumps(one.losses) != json.dumps(other.losses) else []
     return found + (["random states"] if one.random != other.random else [])
+
+
+def steps(file: Path) -> list[int]:
+    """The updates of a record file."""
+    return [record["step"] for record in read_records(file)]
 
 
 def completions(seed: int = 3) -> Completions:

@@ -12,7 +12,7 @@ import pytest
 import tiny
 import torch
 from datasets import Dataset
-from drives import DROPOUT, MEASURED, TRAINING, TrainerHook, differences, make_trainer, trained, watcher
+from drives import DROPOUT, MEASURED, TRAINING, TrainerHook, differences, make_trainer, steps, trained, watcher
 from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainerCallback
 from transformers.integrations import integration_utils
@@ -57,33 +57,30 @@ def test_trl_trains_bit_identically_with_and_without(make: Callable[..., Trainer
     )
     assert differences(plain, watched) == []
     assert sum("loss" in row for row in plain.losses) == 4
-    for file in ("geometry.jsonl", "behaviour.jsonl"):
-        assert sorted({record["step"] for record in read_records(tmp_path / file)}) == MEASURED
+    assert sorted(set(steps(tmp_path / "geometry.jsonl"))) == steps(tmp_path / "behaviour.jsonl") == MEASURED
 
 
-def test_other_trackers_get_the_row_through_their_own_callback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = []
+def test_the_terminal_and_other_trackers_are_given_each_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The terminal has a line for each curve and each measure; a tracker gets rows through its own callback."""
+    logged = []
 
     class Notebook(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            rows.append((state.global_step, dict(logs)))
+            logged.append((state.global_step, set(logs)))
 
     monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "notebook", Notebook)
-    make_trainer(tmp_path, [Notebook(), geometry()]).train()
-    assert [step for step, logs in rows if "geometry/rankme" in logs] == MEASURED
-
-
-def test_each_curve_and_each_measure_is_printed_on_a_line_of_its_own(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    make_trainer(tmp_path, [geometry(layers=[0, 1]), behaviour()], max_steps=2).train()
+    make_trainer(tmp_path, [Notebook(), geometry(layers=[0, 1]), behaviour()]).train()
+    keys = [f"geometry/probe/{layer}/rankme" for layer in ("layer0", "layer1")] + ["behaviour/held_out/loss"]
+    for key in keys:
+        assert [step for step, names in logged if key in names] == MEASURED
     lines = [ast.literal_eval(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
-    ours = [[key for key in line if "/" in key] for line in lines]
-    printed = ("rankme", "alpha_req", "top1_share")
-    curves = [[f"geometry/probe/{layer}/{name}" for name in printed] for layer in ("layer0", "layer1")]
-    assert [keys for keys in ours if keys and keys[0].startswith("geometry")] == curves * 2
-    names = [{key.split("/")[1] for key in keys} for keys in ours if keys and keys[0].startswith("behaviour")]
-    assert names == [{"held_out"}, {"pairs"}, {"task"}, {"careless"}] * 2
+    ours = [[key for key in line if "/" in key] for line in lines if any("/" in key for key in line)]
+    curves = [[f"geometry/probe/layer{n}/{name}" for name in ("rankme", "alpha_req", "top1_share")] for n in (0, 1)]
+    assert [names for names in ours if names[0].startswith("geometry")] == curves * 3
+    named = [{name.split("/")[1] for name in names} for names in ours if names[0].startswith("behaviour")]
+    assert named == [{"held_out"}, {"pairs"}, {"task"}, {"careless"}] * 3
 
 
 @pytest.mark.parametrize("saves_at_sigterm", [False, True])

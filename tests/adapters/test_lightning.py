@@ -11,7 +11,7 @@ import lightning as L
 import pytest
 import tiny
 import torch
-from drives import EACH, FAR, Module, batches, fit, loss_of, watcher
+from drives import EACH, FAR, Module, batches, fit, loss_of, steps, watcher
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -20,10 +20,6 @@ from geomcallbacks import read_records
 
 def callback(**settings: Any) -> Any:
     return watcher("lightning", "geometry", Path(), **settings)
-
-
-def steps(folder: Path) -> list[int]:
-    return [record["step"] for record in read_records(folder / "geometry.jsonl")]
 
 
 class Endless(IterableDataset[Any]):
@@ -72,13 +68,13 @@ def test_the_last_update_of_every_kind_of_run_is_measured_once(
     module: type[Module], settings: dict[str, Any], wanted: list[int], tmp_path: Path
 ) -> None:
     fit(tmp_path, [callback(schedule=FAR)], module(), **{"max_steps": -1} | settings)
-    assert steps(tmp_path) == wanted
+    assert steps(tmp_path / "geometry.jsonl") == wanted
 
 
 def test_uneven_accumulation_counts_updates_not_batches(tmp_path: Path) -> None:
     """16 batches in groups of five: Lightning steps on the last, shorter group too."""
     fit(tmp_path, [callback(schedule=EACH)], accumulate_grad_batches=5, max_steps=-1, max_epochs=1)
-    assert steps(tmp_path) == [0, 1, 2, 3, 4]
+    assert steps(tmp_path / "geometry.jsonl") == [0, 1, 2, 3, 4]
 
 
 def test_other_callbacks_and_the_progress_bar_see_geometry(tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
-from drives import DRIVES, MEASURED, Ended, differences, read_by, watcher
+from drives import DRIVES, MEASURED, Ended, differences, read_by, steps, watcher
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -69,28 +70,28 @@ def undisturbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 
 @pytest.mark.parametrize("kind", FAULTS)
 def test_run_survives(
-    undisturbed: tuple[str, Ended], kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tally: Tally
+    undisturbed: tuple[str, Ended],
+    kind: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    recwarn: pytest.WarningsRecorder,
+    tally: Tally,
 ) -> None:
     tally(kind, injected=len(MEASURED))
+    warnings.simplefilter("always")
     framework, wanted = undisturbed
     settings, fault = {"on_error": "warn"}, FAULTS[kind]
     if callable(fault):
         settings |= read_by(framework, fault)
     else:
         owner, name, error = fault
-
-        def fails(*args: Any, **kwargs: Any) -> Any:
-            raise error
-
-        monkeypatch.setattr(owner, name, fails)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        ended = DRIVES[framework](tmp_path, [watcher(framework, "geometry", tmp_path, **settings)])
+        monkeypatch.setattr(owner, name, Mock(side_effect=error))
+    ended = DRIVES[framework](tmp_path, [watcher(framework, "geometry", tmp_path, **settings)])
     assert differences(wanted, ended) == []
     records = read_records(tmp_path / "geometry.jsonl")
     found = [(record["step"], record["batch_size"], record["rankme"] is not None) for record in records]
     assert found == ([(step, *RECORDED[kind]) for step in MEASURED] if kind in RECORDED else [])
-    told = [str(warning.message) for warning in caught]
+    told = [str(warning.message) for warning in recwarn]
     ours = [text for text in told if any(word in text for word in ("not measured", "no value", "could not"))]
     assert len(ours) == (0 if kind == "out of memory" else 1), ours  # once, not three times
 
@@ -129,7 +130,7 @@ def test_run_survives_a_broken_tracker(
         watched = DRIVES["trainer"](tmp_path, [watcher("trainer", "geometry", tmp_path)], report_to="tensorboard")
     released.set()
     assert differences(plain, watched) == []
-    assert [record["step"] for record in read_records(tmp_path / "geometry.jsonl")] == MEASURED
+    assert steps(tmp_path / "geometry.jsonl") == MEASURED
 
 
 @pytest.mark.gpu

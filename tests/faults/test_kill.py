@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,9 @@ from typing import Any
 import drives
 import lightning as L
 import pytest
-from drives import EACH, TrainerHook, fit, make_trainer, watcher
+from drives import EACH, TrainerHook, fit, make_trainer, steps, watcher
 from torch import Tensor, nn
 from transformers import TrainerCallback
-
-from geomcallbacks import read_records
 
 pytestmark = pytest.mark.fault
 Tally = Callable[..., None]
@@ -61,10 +58,6 @@ def test_killed_runs(found: dict[str, Any], kind: str, how: str, tally: Tally) -
         assert run["seconds"] < 5
 
 
-def steps(folder: Path) -> list[int]:
-    return [record["step"] for record in read_records(folder / "geometry.jsonl")]
-
-
 class Tells(L.Callback):
     """Sends this process SIGTERM in the batch of an update."""
 
@@ -78,10 +71,12 @@ def test_lightning_measures_nothing_after_sigterm(tmp_path: Path, tally: Tally) 
     tally("SIGTERM before a measurement")
     with pytest.raises(SystemExit):
         fit(tmp_path, [watcher("lightning", "geometry", tmp_path, schedule=EACH), Tells()], accumulate_grad_batches=1)
-    assert steps(tmp_path) == [0, 1, 2]
+    assert steps(tmp_path / "geometry.jsonl") == [0, 1, 2]
 
 
-def test_lightning_gives_up_a_measurement_at_sigterm(tmp_path: Path, tally: Tally) -> None:
+def test_lightning_gives_up_a_measurement_at_sigterm(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder, tally: Tally
+) -> None:
     tally("SIGTERM in a measurement")
     batches: list[int] = []
 
@@ -92,10 +87,10 @@ def test_lightning_gives_up_a_measurement_at_sigterm(tmp_path: Path, tally: Tall
         return backbone(ids, mask)
 
     settings = dict(schedule=EACH, batch_size=8, **drives.read_by("lightning", forward))
-    with warnings.catch_warnings(record=True) as caught, pytest.raises(SystemExit):
+    with pytest.raises(SystemExit):
         fit(tmp_path, [watcher("lightning", "geometry", tmp_path, **settings)])
-    assert not [warning for warning in caught if "not measured" in str(warning.message)]
-    assert steps(tmp_path) == [0, 1]
+    assert not [warning for warning in recwarn if "not measured" in str(warning.message)]
+    assert steps(tmp_path / "geometry.jsonl") == [0, 1]
     assert batches.count(8) == 8 * 2 + 3
 
 
@@ -116,7 +111,7 @@ def test_trainer_that_saves_at_sigterm_measures_nothing_after_it(tmp_path: Path,
     manager.kill_wait = 0
     made.train()
     assert made.state.global_step < drives.UPDATES
-    assert steps(tmp_path) == [0, 1, 2]
+    assert steps(tmp_path / "geometry.jsonl") == [0, 1, 2]
 
 
 def test_no_signal_handler_of_ours(tmp_path: Path) -> None:
