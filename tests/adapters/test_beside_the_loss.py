@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import wandb
 import wandb_file
 from drives import DRIVES, MEASURED, SUBJECTS, UPDATES, Ended, watcher
@@ -85,13 +84,3 @@ def test_rows_of_the_loss_stay_as_they_are(tracked: Tracked, tmp_path: Path) -> 
     wanted = list(range(1, UPDATES + 1)) if tracked.framework == "trainer" else list(range(UPDATES))
     assert [row[X_AXIS[tracked.framework]] for row in rows] == [event.step for event in events] == wanted
     assert [row["train/loss"] for row in rows] == pytest.approx(losses)
-
-
-@pytest.mark.parametrize("framework", X_AXIS)
-def test_keys_name_probe_and_layer_where_there_are_several(framework: str, tmp_path: Path) -> None:
-    probes = {"web": tiny.probe(seed=1), "code": tiny.probe(seed=2)}
-    [*_, row] = DRIVES[framework](
-        tmp_path, [watcher(framework, "geometry", tmp_path, probe=probes, layers=[0, 1])]
-    ).ours
-    found = {key for key in row if key.endswith("/rankme")}
-    assert found == {f"geometry/{probe}/{layer}/rankme" for probe in probes for layer in ("layer0", "layer1")}
