@@ -8,22 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import drives
 import pytest
 import tiny
 import torch
 from datasets import Dataset
-from drives import (
-    DROPOUT,
-    MEASURED,
-    TRAINING,
-    TrainerHook,
-    differences,
-    make_trainer,
-    measures,
-    steps,
-    trained,
-    watcher,
-)
+from drives import DROPOUT, MEASURED, TRAINING, TrainerHook, differences, make_trainer, steps, trained, watcher
 from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainerCallback
 from transformers.integrations import integration_utils
@@ -88,7 +78,7 @@ def test_the_terminal_and_other_trackers_are_given_each_row(
         assert [step for step, names in logged if key in names] == MEASURED
     lines = [ast.literal_eval(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     printed = [{key.rpartition("/")[0] for key in line} - {""} for line in lines]
-    curves = ["geometry/probe/layer0", "geometry/probe/layer1", *(f"behaviour/{name}" for name in measures())]
+    curves = ["geometry/probe/layer0", "geometry/probe/layer1", *(f"behaviour/{name}" for name in drives.measures())]
     assert [names for names in printed if names] == [{curve} for curve in curves] * 3
 
 

@@ -25,6 +25,7 @@ from geomcallbacks.spectra.spectrum import spectrum_of_rows
 
 pytestmark = pytest.mark.fault
 Tally = Callable[..., None]
+Patch, Caught = pytest.MonkeyPatch, pytest.WarningsRecorder
 
 
 def out_of_memory(tokens: int) -> Callable[[nn.Module, Tensor, Tensor], Any]:
@@ -70,12 +71,7 @@ def undisturbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 
 @pytest.mark.parametrize("kind", FAULTS)
 def test_run_survives(
-    undisturbed: tuple[str, Ended],
-    kind: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    recwarn: pytest.WarningsRecorder,
-    tally: Tally,
+    undisturbed: tuple[str, Ended], kind: str, tmp_path: Path, monkeypatch: Patch, recwarn: Caught, tally: Tally
 ) -> None:
     tally(kind, injected=len(MEASURED))
     warnings.simplefilter("always")
@@ -109,9 +105,7 @@ def test_run_survives_a_folder_that_cannot_be_written(
 
 
 @pytest.mark.parametrize(("how", "told"), [("raises", "injected"), ("blocks", r"has not taken \d+ rows of geometry")])
-def test_run_survives_a_broken_tracker(
-    how: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tally: Tally
-) -> None:
+def test_run_survives_a_broken_tracker(how: str, told: str, tmp_path: Path, monkeypatch: Patch, tally: Tally) -> None:
     """TensorBoard, which is given the loss as well: that is drawn, geometry is dropped, the record file has it."""
     tally(f"tracker that {how}", injected=len(MEASURED))
     write, released = SummaryWriter.add_scalar, threading.Event()
@@ -134,7 +128,7 @@ def test_run_survives_a_broken_tracker(
 
 
 @pytest.mark.gpu
-def test_solver_that_fails_on_the_device_is_tried_on_the_cpu(monkeypatch: pytest.MonkeyPatch, tally: Tally) -> None:
+def test_solver_that_fails_on_the_device_is_tried_on_the_cpu(monkeypatch: Patch, tally: Tally) -> None:
     tally("solver that fails on the device")
     rows_nd, solve = torch.randn(64, 6, device="cuda"), torch.linalg.eigvalsh
     wanted = spectrum_of_rows(rows_nd).eigenvalues
