@@ -9,13 +9,13 @@ from typing import Any
 
 import contrast
 import pytest
-from contrast import ContrastSettings, main, parse_seeds
+from contrast import ContrastSettings, main
 from contrast_folders import KS, UPDATES, geometry, write_base, write_contrast, write_lines, write_stage
 from contrasts.compare import clock_minutes, guessing
 from contrasts.plan import chosen_updates
 from contrasts.read import newest, read_stage
-from contrasts.run import find_launcher
-from contrasts.table import table
+from training.launcher import find_launcher
+from writing.markdown import table
 
 
 def compare_in(root: Path, **changed: Any) -> dict[str, Any]:
