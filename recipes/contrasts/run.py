@@ -6,13 +6,12 @@ import json
 import os
 import shlex
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-
-from training.launcher import find_launcher
 
 from contrasts.plan import Step, base_step, chain_steps, from_base_steps, overtraining_steps
 from contrasts.settings import ContrastSettings
@@ -32,21 +31,16 @@ class Runner:
         scripts: folder of the recipes and their `configs/`.
 
     Raises:
-        ValueError: the launcher or a configuration does not exist.
+        ValueError: a configuration does not exist.
     """
 
     def __init__(self, settings: ContrastSettings, scripts: Path) -> None:
         self.settings, self.scripts = settings, scripts
-        self.launcher = find_launcher(settings.launcher)
         preset = settings.preset
         self.configs = {recipe: scripts / "configs" / f"{name}_{preset}.yaml" for recipe, name in _CONFIGS.items()}
-        if settings.base_config is not None:
-            self.configs["pretrain"] = Path(settings.base_config)
         lacking = ", ".join(str(path) for path in self.configs.values() if not path.is_file())
         if lacking:
-            raise ValueError(
-                f"preset={preset!r}: {lacking} does not exist; give another preset, or --base_config for the base's own"
-            )
+            raise ValueError(f"preset={preset!r}: {lacking} does not exist; give another preset")
         self._stop = threading.Event()
         self._lock = threading.Lock()
 
@@ -110,7 +104,7 @@ class Runner:
     def command(self, step: Step) -> list[str]:
         """Return the command line of a step that is not finished."""
         script, config = self.scripts / f"{step.recipe}.py", self.configs[step.recipe]
-        words = [*self.launcher, str(script), "--config", str(config), "--output_dir", str(step.folder)]
+        words = [sys.executable, str(script), "--config", str(config), "--output_dir", str(step.folder)]
         words += ["--seed", str(step.seed)]
         if step.recipe == "pretrain":
             again = (step.folder / "resume" / "last.ckpt").is_file()

@@ -18,10 +18,8 @@ class ContrastSettings:
 
     output_dir: str = setting("runs/contrast_tiny", "folder of the contrast; seed-S/ in it holds the runs of seed S")
     preset: Literal["tiny", "small"] = setting("tiny", "configs/{base,sft,dpo,grpo}_PRESET.yaml are used")
-    base_config: str | None = setting(None, "configuration of pretrain.py that replaces base_PRESET.yaml")
     seeds: str = setting("0,1,2", "seeds, with commas between them")
     jobs: int = setting(1, "stages that run side by side")
-    launcher: str = setting("python", "python, or words before the script: accelerate launch --num_processes 1")
     from_base: bool = setting(True, "also run DPO and GRPO straight from the base")
     overtraining: int = setting(6, "checkpoints of the base that SFT starts from; 0: none")
     only_read: bool = setting(False, "run nothing; compare what stands there, and list what is missing")

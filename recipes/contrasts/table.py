@@ -18,6 +18,8 @@ NAMES = {
     "overtraining": "overtraining",
 }
 
+_CHANGES = ("change [95 % interval]", "change by seed")
+
 Row = Mapping[str, Any]
 
 
@@ -70,8 +72,8 @@ def _by_seed(row: Row) -> str:
     return ", ".join(map(_change, row["changes"]))
 
 
-def _changes(row: Row) -> dict[str, str]:
-    return {"change [95 % interval]": _with_interval(row), "change by seed": _by_seed(row)}
+def _changes(row: Row) -> tuple[str, str]:
+    return _with_interval(row), _by_seed(row)
 
 
 def _heading(header: Row) -> str:
@@ -96,35 +98,26 @@ def _size(probe: Row) -> str:
 
 
 def _statements(rows: Sequence[Row]) -> str:
-    return table(
-        [
-            {"stage": NAMES[row["stage"]], "statement of the paper": row["text"], "start → end": _moved(row)}
-            | _changes(row)
-            | {"verdict": row["verdict"]}
-            for row in rows
-        ]
-    )
+    header = ("stage", "statement of the paper", "start → end", *_CHANGES, "verdict")
+    return table(header, [(NAMES[r["stage"]], r["text"], _moved(r), *_changes(r), r["verdict"]) for r in rows])
 
 
 def _shown(rows: Sequence[Row]) -> str:
-    return table(
-        [
-            {"stage": NAMES[row["stage"]], "measured": row["what"], "start → end": _moved(row)} | _changes(row)
-            for row in rows
-        ]
-    )
+    header = ("stage", "measured", "start → end", *_CHANGES)
+    return table(header, [(NAMES[row["stage"]], row["what"], _moved(row), *_changes(row)) for row in rows])
 
 
 def _pass_at_k(curves: Row, seeds: Sequence[int]) -> str:
     rows = [
-        {"k": k, "before": _value(mean(row["starts"])), "after": _value(mean(row["ends"]))} | _changes(row)
+        (k, _value(mean(row["starts"])), _value(mean(row["ends"])), *_changes(row))
         for k, row in zip(curves["k"], curves["rows"], strict=True)
     ]
     crossings = [_crossing(at) for at in curves["crossing_by_seed"]]
     each = "; ".join(f"seed {seed}: {crossing}" for seed, crossing in zip(seeds, crossings, strict=True))
     if len(set(crossings)) == 1:
         each = f"in every seed: {crossings[0]}"
-    return f"{table(rows)}\n\nMeans over seeds: {_crossing(curves['crossing'])}; {each}."
+    page = table(("k", "before", "after", *_CHANGES), rows)
+    return f"{page}\n\nMeans over seeds: {_crossing(curves['crossing'])}; {each}."
 
 
 def _crossing(at: Row | None) -> str:
@@ -151,27 +144,25 @@ def _requirement(found: Row) -> str:
 
 def _crossed(stages: Mapping[str, Sequence[Row]]) -> str:
     sides = [f"{weights} W, {text} R" for weights in ("start", "end") for text in ("start", "end")]
+    header = ("stage", "on rollouts", *sides, "by weights [95 % interval]", "by rollouts [95 % interval]")
     rows = []
-    for stage, found in stages.items():
-        for row in found:
-            cells = {side: _value(mean(values)) for side, values in zip(sides, row["cells"].values(), strict=True)}
-            effects = {f"by {key} [95 % interval]": _with_interval(row[key]) for key in ("weights", "rollouts")}
-            rows.append({"stage": NAMES[stage], "on rollouts": row["metric"], **cells, **effects})
-    return f"W: weights, R: the rollouts that are read, of the stage's start or end.\n\n{table(rows)}"
+    for stage, row in ((stage, row) for stage, found in stages.items() for row in found):
+        effects = (_with_interval(row[factor]) for factor in ("weights", "rollouts"))
+        rows.append((NAMES[stage], row["metric"], *(_value(mean(cell)) for cell in row["cells"].values()), *effects))
+    return f"W: weights, R: the rollouts that are read, of the stage's start or end.\n\n{table(header, rows)}"
 
 
 def _overtraining(numbers: Row) -> str:
-    names = {"rankme": "base RankMe", "id": "id loss after SFT", "ood": "ood loss after SFT"}
+    header = ("seed", "update", "tokens", "base RankMe", "id loss after SFT", "ood loss after SFT")
     rows = [
-        {"seed": seed, "update": row["update"], "tokens": f"{row['tokens']:,.0f}"}
-        | {name: _value(row[key]) for key, name in names.items()}
+        (seed, row["update"], f"{row['tokens']:,.0f}", *(_value(row[key]) for key in ("rankme", "id", "ood")))
         for seed, points in numbers["overtraining"].items()
         for row in points
     ]
     rise = numbers["overtraining_end"]
     return (
         f"In the first table the change is the least-squares slope, start → end the loss from the first and from the "
-        f"last checkpoint.\nThe direction stated for ood loss is that of {OOD_IN_PAPER}.\n\n{table(rows)}\n\n"
+        f"last checkpoint.\nThe direction stated for ood loss is that of {OOD_IN_PAPER}.\n\n{table(header, rows)}\n\n"
         f"ood loss, from its lowest before the last checkpoint to the last: {_moved(rise)}, {_with_interval(rise)}; "
         f"by seed {_by_seed(rise)}."
     )
