@@ -68,11 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measured(setting: Setting, paths: Paths) -> dict[str, Any]:
     """Return what the features of each seed did, in both conventions."""
-    kinds = {"uncentred": False, "centred": True}
-    found = {
-        kind: [dataclasses.asdict(turns(curve)) for curve in rankme_curves(paths.features, centred)]
-        for kind, centred in kinds.items()
-    }
+    curves = {"uncentred": rankme_curves(paths.features, False), "centred": rankme_curves(paths.features, True)}
+    found = {kind: [dataclasses.asdict(turns(curve)) for curve in seeds] for kind, seeds in curves.items()}
     return {**dataclasses.asdict(setting), **found}
 
 
@@ -85,15 +82,14 @@ def measured_large(setting: Large) -> dict[str, Any]:
         **dataclasses.asdict(setting),
         "seconds": time.process_time() - begin,
         "curves": curves,
-        "phases": [phases_of(curve["step"], curve["rankme"]) for curve in curves],
-        "phases_uncentred": [phases_of(curve["step"], curve["rankme_uncentred"]) for curve in curves],
+        "phases": [phases_of(curve, "rankme") for curve in curves],
+        "phases_uncentred": [phases_of(curve, "rankme_uncentred") for curve in curves],
     }
 
 
-def phases_of(steps: Sequence[float], values: Sequence[float]) -> list[dict[str, Any]]:
+def phases_of(curve: Mapping[str, Sequence[float]], key: str) -> list[dict[str, Any]]:
     """Return the phases of one curve, by the rule of `geomcallbacks.phases`."""
-    names = ("name", "start", "end", "rankme_start", "rankme_end")
-    return [{name: getattr(phase, name) for name in names} for phase in find_phases(steps, values, from_scratch=True)]
+    return [phase.to_dict() for phase in find_phases(curve["step"], curve[key], from_scratch=True)]
 
 
 def rounded(values: Any) -> Any:

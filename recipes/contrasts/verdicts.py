@@ -81,33 +81,29 @@ OVERTRAINING = (
 )
 
 _GEOMETRY = {"rankme": "RankMe", "alpha_req": "α", "top1_share": "λ₁/Σλ", "top10_share": "Σ₁₀λ/Σλ"}
-_BEHAVIOUR = {
-    "general/loss": "loss on general text",
-    "id/loss": "in-distribution loss",
-    "ood/loss": "out-of-distribution loss",
-    "preference/margin": "margin on held-out pairs",
-    "preference/accuracy_per_token": "accuracy by mean log-probability",
-    "preference/reward_accuracy": "accuracy of the implicit reward",
-    "rollouts_ood/reward": "reward on longer problems",
-}
-_MANY = {
-    "answer_entropy": "entropy of answers",
-    "distinct_2": "distinct-2",
-    "self_bleu": "self-BLEU",
-    "no_answer": "share without an answer",
-    "length": "tokens of a rollout",
+_PROBES = {"general": "general text", "task": "task probe", "rollouts": "rollouts probe"}
+_SHOWN = {
+    f"geometry/{probe}/{key}": f"{_GEOMETRY[key]}, {_PROBES[probe]}" for probe in _PROBES for key in _GEOMETRY
+} | {
+    "behaviour/general/loss": "loss on general text",
+    "behaviour/id/loss": "in-distribution loss",
+    "behaviour/ood/loss": "out-of-distribution loss",
+    "behaviour/preference/margin": "margin on held-out pairs",
+    "behaviour/preference/accuracy_per_token": "accuracy by mean log-probability",
+    "behaviour/preference/reward_accuracy": "accuracy of the implicit reward",
+    "behaviour/rollouts_ood/reward": "reward on longer problems",
+    "many/answer_entropy": "entropy of answers",
+    "many/distinct_2": "distinct-2",
+    "many/self_bleu": "self-BLEU",
+    "many/no_answer": "share without an answer",
+    "many/length": "tokens of a rollout",
 }
 
 
 def shown(stage: str) -> list[Statement]:
     """Return what is shown of a stage and not judged."""
     judged = {statement.source for statement in of_stage(stage)}
-    names = {f"geometry/general/{key}": f"{name}, general text" for key, name in _GEOMETRY.items()}
-    for probe in ("task", "rollouts"):
-        names |= {f"geometry/{probe}/{key}": f"{name}, {probe} probe" for key, name in _GEOMETRY.items()}
-    names |= {f"behaviour/{key}": name for key, name in _BEHAVIOUR.items()}
-    names |= {f"many/{key}": name for key, name in _MANY.items()}
-    return [Statement(stage, name, source) for source, name in names.items() if source not in judged]
+    return [Statement(stage, name, source) for source, name in _SHOWN.items() if source not in judged]
 
 
 def of_stage(stage: str) -> list[Statement]:

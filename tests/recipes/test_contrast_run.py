@@ -34,7 +34,11 @@ def fake(tmp_path: Path) -> Path:
     """A folder of recipes that write finished stages; DPO of seed 1 fails while a file ``broken`` exists."""
     scripts = tmp_path / "recipes"
     (scripts / "configs").mkdir(parents=True)
-    paths = {"tests": str(Path(__file__).parents[1]), "calls": str(tmp_path / "calls"), "broken": str(tmp_path / "broken")}
+    paths = {
+        "tests": str(Path(__file__).parents[1]),
+        "calls": str(tmp_path / "calls"),
+        "broken": str(tmp_path / "broken"),
+    }
     for name in ("pretrain", "sft", "dpo", "grpo"):
         (scripts / f"{name}.py").write_text(FAKE.format(**paths))
         (scripts / "configs" / f"{'base' if name == 'pretrain' else name}_tiny.yaml").touch()
