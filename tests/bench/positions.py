@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from statistics import fmean, median, stdev
 
@@ -24,7 +26,8 @@ def train(folder: Path, updates: int = 2000) -> Path:
     changes = dict(output_dir=folder, updates=updates, hidden_size=64, alpha_first=6, alpha_last=48)
     changes |= dict(config=CONFIG, checkpoints="last", wandb="disabled")
     words = [word for key, value in changes.items() for word in (f"--{key}", str(value))]
-    pretrain.main(pretrain.make_parser().parse(words))
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # progress bar and summary
+        pretrain.main(pretrain.make_parser().parse(words))
     return folder
 
 
