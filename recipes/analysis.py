@@ -42,14 +42,14 @@ class AnalysisSettings:
     output_dir: str = setting("runs/analysis_tiny", "folder of the analysis; pretrain/ in it holds the run")
     pretrain_config: str = setting("recipes/configs/analysis_pretrain_tiny.yaml", "configuration of pretrain.py")
     seed: int = setting(0, "seed of the weights and of the order of the rows")
-    directions: str = setting("1,5,10,20", "numbers of directions that are kept or removed")
+    directions: list[int] = dataclasses.field(
+        default_factory=lambda: [1, 5, 10, 20], metadata={"help": "numbers of directions that are kept or removed"}
+    )
     checkpoints: int = setting(4, "checkpoints of the intervention, evenly spaced in log updates, the last included")
 
     def __post_init__(self) -> None:
-        words = self.directions.split(",")
-        if not all(word.strip().isdigit() for word in words):
-            raise ValueError(f"directions={self.directions!r}: give whole numbers with commas between them")
-        self.ks = [int(word) for word in words]
+        if min(self.directions) < 1:
+            raise ValueError(f"directions={self.directions}: give whole numbers from 1")
         if not Path(self.pretrain_config).is_file():
             raise ValueError(f"pretrain_config={self.pretrain_config!r}: no such file")
         if self.checkpoints < 1:
@@ -76,7 +76,7 @@ def main(settings: AnalysisSettings) -> None:
         run.path,
         revisions=[f"step-{step:06d}" for step in evenly_in_log(steps, settings.checkpoints)],
         out=intervened,
-        measures=interventions(run, trained["positions"], settings.ks),
+        measures=interventions(run, trained["positions"], settings.directions),
         progress=True,
     )
     numbers = analyse(run.geometry, run.behaviour, traced, done.behaviour)

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from pathlib import Path
 
+from contrasts.settings import ContrastSettings
 from geomcallbacks import read_records
 
 
@@ -53,9 +54,18 @@ def chain_steps(root: Path, seed: int) -> list[Step]:
     return [Step(seed, root, name, name, start) for name, start in starts.items()]
 
 
-def from_base_steps(root: Path, seed: int) -> list[Step]:
-    """Return DPO and GRPO straight from the base."""
-    return [Step(seed, root, f"{recipe}_base", recipe) for recipe in ("dpo", "grpo")]
+def branches(base: Step, settings: ContrastSettings) -> list[list[Step]]:
+    """Return what starts from a base, in rows of steps that need each other.
+
+    SFT from its checkpoints is known once the base is finished.
+    """
+    rows = [chain_steps(base.root, base.seed)]
+    if settings.from_base:
+        rows += [[Step(base.seed, base.root, f"{recipe}_base", recipe)] for recipe in ("dpo", "grpo")]
+    if settings.overtraining and base.is_finished():
+        *early, _ = overtraining_steps(base, settings.overtraining).values()
+        rows += [[step] for step in early]
+    return rows
 
 
 def overtraining_steps(base: Step, count: int) -> dict[int, Step]:
@@ -64,13 +74,11 @@ def overtraining_steps(base: Step, count: int) -> dict[int, Step]:
     Raises:
         ValueError: the base has too few checkpoints.
     """
-    *early, last = chosen_updates(base.folder, count)
-    names = {update: f"step-{update:06d}" for update in early}
-    found = {
-        update: Step(base.seed, base.root, f"overtraining/{name}", "sft", f"base/checkpoints/{name}")
-        for update, name in names.items()
-    }
-    return found | {last: chain_steps(base.root, base.seed)[0]}
+    steps = {}
+    for update in chosen_updates(base.folder, count):
+        name = f"step-{update:06d}"
+        steps[update] = Step(base.seed, base.root, f"overtraining/{name}", "sft", f"base/checkpoints/{name}")
+    return steps | {update: chain_steps(base.root, base.seed)[0]}
 
 
 def chosen_updates(base: Path, count: int) -> list[int]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from contrasts.plan import Step, base_step, chain_steps, from_base_steps, overtraining_steps
+from contrasts.plan import Step, base_step, branches, chain_steps, overtraining_steps
 from contrasts.settings import ContrastSettings
 from geomcallbacks import read_records
 from geomcallbacks.record import record_files
@@ -80,23 +80,19 @@ def read_contrast(settings: ContrastSettings) -> Contrast:
         ValueError: nothing is finished, or runs differ in corpus, general probe or window of α.
     """
     folder = Path(settings.output_dir)
-    bases = [base_step(folder, seed) for seed in settings.seed_list]
-    steps = [step for base in bases for step in chain_steps(base.root, base.seed)]
-    if settings.from_base:
-        steps += [step for base in bases for step in from_base_steps(base.root, base.seed)]
-    stages = read_stages(steps)
+    bases = [base_step(folder, seed) for seed in settings.seeds]
+    steps = [step for base in bases for branch in branches(base, settings) for step in branch]
+    stages = read_stages([step for step in steps if "/" not in step.name])
     if not stages:
         raise ValueError(f"output_dir={str(folder)!r}: no stage is finished there; leave out --only_read to run them")
     corpora = {base.folder: _json(base.folder / "corpus" / "manifest.json").get("fingerprint") for base in bases}
     corpora = {place: corpus for place, corpus in corpora.items() if corpus is not None}
     refuse_different("corpus fingerprint", corpora)
     overtraining = {}
-    if settings.overtraining:
-        for base in filter(Step.is_finished, bases):
-            curve = overtraining_steps(base, settings.overtraining)
-            steps += [step for step in curve.values() if step.name != "sft"]
-            if all(map(Step.is_finished, curve.values())):  # slopes over fewer checkpoints would not compare
-                overtraining[base.seed] = _overtraining_rows(base, curve)
+    for base in filter(Step.is_finished, bases if settings.overtraining else ()):
+        curve = overtraining_steps(base, settings.overtraining)
+        if all(map(Step.is_finished, curve.values())):  # slopes over fewer checkpoints would not compare
+            overtraining[base.seed] = _overtraining_rows(base, curve)
     return Contrast(
         stages,
         overtraining,

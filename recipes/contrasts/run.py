@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from contrasts.plan import Step, base_step, chain_steps, from_base_steps, overtraining_steps
+from contrasts.plan import Step, base_step, branches
 from contrasts.settings import ContrastSettings
 
 _CONFIGS = {"pretrain": "base", "sft": "sft", "dpo": "dpo", "grpo": "grpo"}
@@ -51,7 +51,7 @@ class Runner:
             StageFailure: a stage failed. The stages in progress were still run to their end, and no other was begun.
         """
         with ThreadPoolExecutor(self.settings.jobs) as pool:
-            bases = [base_step(self.settings.output_dir, seed) for seed in self.settings.seed_list]
+            bases = [base_step(self.settings.output_dir, seed) for seed in self.settings.seeds]
             seeds = [pool.submit(self._run_seed, base, pool) for base in bases]
             try:
                 for seed in seeds:
@@ -61,17 +61,9 @@ class Runner:
                 self._stop.set()
 
     def _run_seed(self, base: Step, pool: ThreadPoolExecutor) -> list[Future[None]]:
-        """Run a base, then submit what starts from it, in rows of steps that need each other."""
+        """Run a base, then submit what starts from it."""
         self._run_steps([base])
-        if self._stop.is_set():
-            return []
-        branches = [chain_steps(base.root, base.seed)]
-        if self.settings.from_base:
-            branches += [[step] for step in from_base_steps(base.root, base.seed)]
-        if self.settings.overtraining:
-            *early, _ = overtraining_steps(base, self.settings.overtraining).values()
-            branches += [[step] for step in early]
-        return [pool.submit(self._run_steps, branch) for branch in branches]
+        return [pool.submit(self._run_steps, branch) for branch in branches(base, self.settings)]
 
     def _run_steps(self, steps: Sequence[Step]) -> None:
         try:

@@ -18,7 +18,7 @@ class ContrastSettings:
 
     output_dir: str = setting("runs/contrast_tiny", "folder of the contrast; seed-S/ in it holds the runs of seed S")
     preset: Literal["tiny", "small"] = setting("tiny", "configs/{base,sft,dpo,grpo}_PRESET.yaml are used")
-    seeds: str = setting("0,1,2", "seeds, with commas between them")
+    seeds: list[int] = dataclasses.field(default_factory=lambda: [0, 1, 2], metadata={"help": "seeds that are run"})
     jobs: int = setting(1, "stages that run side by side")
     from_base: bool = setting(True, "also run DPO and GRPO straight from the base")
     overtraining: int = setting(6, "checkpoints of the base that SFT starts from; 0: none")
@@ -26,12 +26,8 @@ class ContrastSettings:
     real: str | None = setting(None, "folder with sft/, dpo/, grpo/ of an instruction-tuned model: shown, not judged")
 
     def __post_init__(self) -> None:
-        words = [word.strip() for word in self.seeds.split(",")]
-        if not all(word.isascii() and word.isdigit() for word in words):
-            raise ValueError(f"seeds={self.seeds!r}: give whole numbers from 0 with commas between them, such as 0,1,2")
-        self.seed_list = [int(word) for word in words]
-        if len(set(self.seed_list)) < len(words):
-            raise ValueError(f"seeds={self.seeds!r}: give each seed once")
+        if min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds={self.seeds}: give whole numbers from 0, each once")
         if self.jobs < 1:
             raise ValueError(f"jobs={self.jobs}: give the number of stages that run side by side, 1 or more")
         if self.overtraining and self.overtraining < FEWEST_CHECKPOINTS:

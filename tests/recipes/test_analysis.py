@@ -37,7 +37,7 @@ def settings(tmp_path: Path) -> AnalysisSettings:
     values |= dict(per_decade=3, every=10, frequency_bands=3)
     (tmp_path / "pretrain.yaml").write_text(yaml.safe_dump(values))
     config = str(tmp_path / "pretrain.yaml")
-    return AnalysisSettings(str(tmp_path / "out"), pretrain_config=config, directions="1,4", checkpoints=2)
+    return AnalysisSettings(str(tmp_path / "out"), pretrain_config=config, directions=[1, 4], checkpoints=2)
 
 
 def test_an_analysis_leaves_tables_numbers_and_figure_and_goes_on(
@@ -95,7 +95,7 @@ def test_checkpoints_are_evenly_spaced_in_log_updates() -> None:
     ("changed", "message"),
     [
         ({"pretrain_config": "nowhere.yaml"}, r"pretrain_config='nowhere\.yaml': no such file"),
-        ({"directions": "1,x"}, "directions='1,x'"),
+        ({"directions": [0, 1]}, r"directions=\[0, 1\]"),
         ({"checkpoints": 0}, "checkpoints=0"),
     ],
 )

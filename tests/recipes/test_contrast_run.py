@@ -54,7 +54,7 @@ def calls_of(tmp_path: Path) -> list[tuple[str, dict[str, str], str | None]]:
 def test_all_stages_run_once_with_the_right_start_weights(
     tmp_path: Path, fake: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = ContrastSettings(str(tmp_path / "out"), seeds="3")
+    settings = ContrastSettings(str(tmp_path / "out"), seeds=[3])
     main(settings, fake)
     root = tmp_path / "out" / "seed-3"
     ran = {options["--output_dir"].removeprefix(f"{root}/"): options for _, options, _ in calls_of(tmp_path)}
@@ -77,7 +77,7 @@ def test_all_stages_run_once_with_the_right_start_weights(
 
 def test_a_failing_stage_is_reported_and_the_next_call_goes_on(tmp_path: Path, fake: Path) -> None:
     (tmp_path / "broken").touch()
-    settings = ContrastSettings(str(tmp_path / "out"), seeds="0,1,2", overtraining=0, from_base=False)
+    settings = ContrastSettings(str(tmp_path / "out"), seeds=[0, 1, 2], overtraining=0, from_base=False)
     with pytest.raises(StageFailure) as raised:
         main(settings, fake)
     message = str(raised.value)
@@ -97,7 +97,7 @@ def test_a_failing_stage_is_reported_and_the_next_call_goes_on(tmp_path: Path, f
 def test_a_stage_that_ends_well_without_finishing_is_a_failure(tmp_path: Path, fake: Path) -> None:
     (fake / "sft.py").write_text("print('done')")
     with pytest.raises(StageFailure, match="sft ended without finishing its folder"):
-        main(ContrastSettings(str(tmp_path / "out"), seeds="0", overtraining=0), fake)
+        main(ContrastSettings(str(tmp_path / "out"), seeds=[0], overtraining=0), fake)
 
 
 @pytest.mark.parametrize(("jobs", "known", "expected"), [(1, None, None), (2, None, "1"), (2, "4", "4")])
@@ -109,7 +109,7 @@ def test_jobs_run_side_by_side_with_a_thread_each(
         monkeypatch.setenv("OMP_NUM_THREADS", known)
     if jobs == 2:
         (tmp_path / "together").touch()
-    settings = ContrastSettings(str(tmp_path / "out"), seeds="0,1", jobs=jobs, overtraining=0, from_base=False)
+    settings = ContrastSettings(str(tmp_path / "out"), seeds=[0, 1], jobs=jobs, overtraining=0, from_base=False)
     (tmp_path / "out").mkdir()
     Runner(settings, fake).run()
     assert [threads for _, _, threads in calls_of(tmp_path)] == [expected] * 8
