@@ -58,7 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{row['name']}: {numbers['large'][-1]['seconds']:.1f} s", flush=True)
     numbers["seconds"] = time.process_time() - begin
     given.output_dir.mkdir(parents=True, exist_ok=True)
-    (given.output_dir / "bottleneck.json").write_text(json.dumps(rounded(numbers), ensure_ascii=False) + "\n")
+    # Seven digits, which differ between machines no more than they must.
+    rounded = json.loads(json.dumps(numbers), parse_float=lambda text: float(f"{float(text):.7g}"))
+    (given.output_dir / "bottleneck.json").write_text(json.dumps(rounded, ensure_ascii=False) + "\n")
     table = render(numbers)
     (given.output_dir / "bottleneck.md").write_text(table)
     large = [row for row in numbers["large"] if row["name"] in config["large_shown"]]
@@ -90,15 +92,6 @@ def measured_large(setting: Large) -> dict[str, Any]:
 def phases_of(curve: Mapping[str, Sequence[float]], key: str) -> list[dict[str, Any]]:
     """Return the phases of one curve, by the rule of `geomcallbacks.phases`."""
     return [phase.to_dict() for phase in find_phases(curve["step"], curve[key], from_scratch=True)]
-
-
-def rounded(values: Any) -> Any:
-    """Return the same with seven significant digits, which differ between machines no more than they must."""
-    if isinstance(values, float):
-        return float(f"{values:.7g}")
-    if isinstance(values, Mapping):
-        return {key: rounded(value) for key, value in values.items()}
-    return [rounded(value) for value in values] if isinstance(values, list | tuple) else values
 
 
 if __name__ == "__main__":

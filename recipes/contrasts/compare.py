@@ -11,7 +11,7 @@ from typing import Any, Literal
 from text.arithmetic import ANSWERS
 
 from contrasts.read import Contrast, Stage
-from contrasts.verdicts import OVERTRAINING, Statement, crossing, judge, mean, of_stage, shown, slope
+from contrasts.verdicts import Statement, crossing, judge, mean, of_stage, shown, slope
 
 MOST_TRIES = 256
 HARDEST_PASS_1, LEAST_GAIN = 0.3, 0.3
@@ -33,7 +33,7 @@ def compare(found: Contrast, preset: str, seeds: Sequence[int], real: Mapping[st
         "header": _header(found, preset, seeds),
         "missing": found.missing,
         "notes": found.notes,
-        "statements": statements + [_slope_finding(statement, curves) for statement in OVERTRAINING if curves],
+        "statements": statements + [_slope_finding(known, curves) for known in of_stage("overtraining") if curves],
         "shown": [row for row in others if row["mean"] is not None],
         "pass_at_k": {name: _pass_curves(stage) for name, stage in grpo.items()},
         "crossed": {name: _crossed(name, stage) for name, stage in grpo.items()},
@@ -81,24 +81,25 @@ def _values(stage: Stage, side: Literal["start", "end"], source: str) -> Values:
     return [None if numbers is None else getattr(numbers, side).get(source) for numbers in stage.values()]
 
 
+def _judged(statement: Statement, *numbers: Values) -> dict[str, Any]:
+    return dataclasses.asdict(judge(statement, *numbers))
+
+
 def _finding(statement: Statement, stage: Stage) -> dict[str, Any]:
-    starts, ends = (_values(stage, side, statement.source) for side in ("start", "end"))
-    return dataclasses.asdict(judge(statement, starts, ends))
+    return _judged(statement, *(_values(stage, side, statement.source) for side in ("start", "end")))
 
 
 def _slope_finding(statement: Statement, curves: Sequence[Curve | None]) -> dict[str, Any]:
     loss, against = statement.source.split("/")
     x = "log10_tokens" if against == "tokens" else against
     slopes = [rows and slope([row[x] for row in rows], [row[loss] for row in rows]) for rows in curves]
-    first, last = ([rows and rows[at][loss] for rows in curves] for at in (0, -1))
-    return dataclasses.asdict(judge(statement, first, last, slopes))
+    return _judged(statement, *([rows and rows[at][loss] for rows in curves] for at in (0, -1)), slopes)
 
 
 def _rise_at_end(curves: Sequence[Curve | None]) -> dict[str, Any]:
     lowest = [rows and min(row["ood"] for row in rows[:-1]) for rows in curves]
-    last = [rows and rows[-1]["ood"] for rows in curves]
     statement = Statement("overtraining", "ood loss, lowest before the last → last", "ood")
-    return dataclasses.asdict(judge(statement, lowest, last))
+    return _judged(statement, lowest, [rows and rows[-1]["ood"] for rows in curves])
 
 
 def _pass_curves(stage: Stage) -> dict[str, Any]:
@@ -116,8 +117,7 @@ def _crossing_at(
     before, after = ([pick(row[side]) for row in rows] for side in ("starts", "ends"))
     if not rows or None in before or None in after:
         return None
-    at = crossing(before, after)
-    leads = next((b > a for a, b in zip(before, after, strict=True) if a != b), None)
+    leads, at = crossing(before, after)
     return {"after_leads_first": leads, "k": None if at is None else tries[at]}
 
 
@@ -131,7 +131,7 @@ def _crossed(name: str, stage: Stage) -> list[dict[str, Any]]:
             "rollouts": [_average(cells["start", side], cells["end", side]) for side in sides],
         }
         effects = {
-            factor: dataclasses.asdict(judge(Statement(name, f"{shown_as} by {factor}", f"crossed/{metric}"), *pair))
+            factor: _judged(Statement(name, f"{shown_as} by {factor}", f"crossed/{metric}"), *pair)
             for factor, pair in halves.items()
         }
         if effects["weights"]["mean"] is not None:
@@ -151,8 +151,8 @@ def _requirement(stage: Stage) -> dict[str, Any] | None:
         None if one is None or most is None else one < HARDEST_PASS_1 and most >= least
         for one, most in zip(ones, many, strict=True)
     ]
-    found = {"answers": answers, "guessing": guess, "least": least}
-    return found | {"pass@1": ones, f"pass@{MOST_TRIES}": many, "met": met}
+    found = {"answers": answers, "guessing": guess, "least": least, "pass@1": ones, f"pass@{MOST_TRIES}": many}
+    return found | {"met": met}
 
 
 def _real(stages: Mapping[str, Stage]) -> dict[str, Any]:

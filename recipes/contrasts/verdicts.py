@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
 
 from geomcallbacks.statistics import t_interval
 
+_PAPER = yaml.safe_load(Path(__file__).with_name("statements.yaml").read_text(encoding="utf-8"))
 #: Its direction is that of the paper's text alone.
 OOD_IN_PAPER = "the paper's text; its figure shows a fall of 5 % and a rise of 0.6-0.8 at the end"
 
@@ -55,61 +58,15 @@ class Finding(Statement):
     verdict: str | None = None
 
 
-#: Geometry is judged on the general-text probe alone, as the paper measures it.
-STATEMENTS = (
-    Statement("sft", "RankMe", "geometry/general/rankme", +1, "RankMe rises"),
-    Statement("sft", "α", "geometry/general/alpha_req", -1, "α falls"),
-    Statement("sft", "id loss", "behaviour/id/loss", -1, "better in distribution: loss falls"),
-    Statement("sft", "ood loss", "behaviour/ood/loss", +1, "worse out of distribution: loss rises"),
-    Statement("dpo", "RankMe", "geometry/general/rankme", +1, "RankMe rises"),
-    Statement("dpo", "α", "geometry/general/alpha_req", -1, "α falls"),
-    Statement("dpo", "accuracy", "behaviour/preference/accuracy", +1, "better in distribution: preferences"),
-    Statement("dpo", "ood loss", "behaviour/ood/loss", +1, "worse out of distribution: loss rises"),
-    Statement("grpo", "RankMe", "geometry/general/rankme", -1, "RankMe falls"),
-    Statement("grpo", "α", "geometry/general/alpha_req", +1, "α rises"),
-    Statement("grpo", "reward", "many/reward", +1, "reward rises"),
-    Statement("grpo", "distinct answers", "many/distinct_answers", -1, "fewer distinct answers"),
-    Statement("grpo", "pass@256", "many/pass@256", -1, "fewer problems solved with 256 tries"),
-)
-
-#: Slopes over the checkpoints of one pretraining run; the source is "<loss>/<what it is fitted against>".
-OVERTRAINING = (
-    Statement("overtraining", "id loss, tokens", "id/tokens", -1, "in-distribution loss falls per tenfold of tokens"),
-    Statement("overtraining", "ood loss, tokens", "ood/tokens", +1, "out-of-distribution loss rises per tenfold"),
-    Statement("overtraining", "id loss, RankMe", "id/rankme", -1, "in-distribution loss falls with base RankMe"),
-    Statement("overtraining", "ood loss, RankMe", "ood/rankme", +1, "out-of-distribution loss rises with base RankMe"),
-)
-
-_GEOMETRY = {"rankme": "RankMe", "alpha_req": "α", "top1_share": "λ₁/Σλ", "top10_share": "Σ₁₀λ/Σλ"}
-_PROBES = {"general": "general text", "task": "task probe", "rollouts": "rollouts probe"}
-_SHOWN = {
-    f"geometry/{probe}/{key}": f"{_GEOMETRY[key]}, {_PROBES[probe]}" for probe in _PROBES for key in _GEOMETRY
-} | {
-    "behaviour/general/loss": "loss on general text",
-    "behaviour/id/loss": "in-distribution loss",
-    "behaviour/ood/loss": "out-of-distribution loss",
-    "behaviour/preference/margin": "margin on held-out pairs",
-    "behaviour/preference/accuracy_per_token": "accuracy by mean log-probability",
-    "behaviour/preference/reward_accuracy": "accuracy of the implicit reward",
-    "behaviour/rollouts_ood/reward": "reward on longer problems",
-    "many/answer_entropy": "entropy of answers",
-    "many/distinct_2": "distinct-2",
-    "many/self_bleu": "self-BLEU",
-    "many/no_answer": "share without an answer",
-    "many/length": "tokens of a rollout",
-}
+def of_stage(stage: str) -> list[Statement]:
+    """Return the statements about a stage; those about `sft` for `sft_base` too, and so on."""
+    return [Statement(stage, **row) for row in _PAPER["judged"][stage.removesuffix("_base")]]
 
 
 def shown(stage: str) -> list[Statement]:
     """Return what is shown of a stage and not judged."""
     judged = {statement.source for statement in of_stage(stage)}
-    return [Statement(stage, name, source) for source, name in _SHOWN.items() if source not in judged]
-
-
-def of_stage(stage: str) -> list[Statement]:
-    """Return the statements about a stage; those about `sft` for `sft_base` too, and so on."""
-    kind = stage.removesuffix("_base")
-    return [dataclasses.replace(known, stage=stage) for known in STATEMENTS if known.stage == kind]
+    return [Statement(stage, name, source) for source, name in _PAPER["shown"].items() if source not in judged]
 
 
 def judge(
@@ -152,8 +109,11 @@ def slope(xs: Sequence[float], ys: Sequence[float]) -> float | None:
     return None if len(set(xs)) < 2 else statistics.linear_regression(xs, ys).slope
 
 
-def crossing(before: Sequence[float], after: Sequence[float]) -> int | None:
-    """Return the first index at which the curve that led no longer does, but trails; None where it never trails."""
-    leads = [math.copysign(1, b - a) if a != b else 0 for a, b in zip(before, after, strict=True)]
-    first = next((lead for lead in leads if lead), None)
-    return next((index for index, lead in enumerate(leads) if first and lead == -first), None)
+def crossing(before: Sequence[float], after: Sequence[float]) -> tuple[bool | None, int | None]:
+    """Return whether `after` leads first, and the first index at which the one that led trails.
+
+    None for the first where the curves never differ, for the second where they never cross.
+    """
+    ahead = [None if b == a else a > b for b, a in zip(before, after, strict=True)]
+    first = next((lead for lead in ahead if lead is not None), None)
+    return first, next((index for index, lead in enumerate(ahead) if lead is (not first)), None)

@@ -287,12 +287,12 @@ def test_slope() -> None:
 @pytest.mark.parametrize(
     ("before", "after", "expected"),
     [
-        ([0.1, 0.4, 0.9], [0.5, 0.6, 0.7], 2),  # as in the paper: ahead at first, behind in the end
-        ([0.5, 0.6, 0.7], [0.1, 0.4, 0.9], 2),
-        ([0.1, 0.4, 0.9], [0.1, 0.6, 0.7], 2),  # equal at first
-        ([0.1, 0.4, 0.7], [0.5, 0.4, 0.7], None),  # meets, and does not cross
-        ([0.1, 0.2], [0.1, 0.2], None),
+        ([0.1, 0.4, 0.9], [0.5, 0.6, 0.7], (True, 2)),  # as in the paper: ahead at first, behind in the end
+        ([0.5, 0.6, 0.7], [0.1, 0.4, 0.9], (False, 2)),
+        ([0.1, 0.4, 0.9], [0.1, 0.6, 0.7], (True, 2)),  # equal at first
+        ([0.1, 0.4, 0.7], [0.5, 0.4, 0.7], (True, None)),  # meets, and does not cross
+        ([0.1, 0.2], [0.1, 0.2], (None, None)),
     ],
 )
-def test_crossing(before: list[float], after: list[float], expected: int | None) -> None:
+def test_crossing(before: list[float], after: list[float], expected: tuple[bool | None, int | None]) -> None:
     assert crossing(before, after) == expected
