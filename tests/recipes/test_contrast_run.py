@@ -23,7 +23,7 @@ here = pathlib.Path({here!r})
 with (here / "calls").open("a") as file:
     file.write(json.dumps([kind, options, os.environ.get("OMP_NUM_THREADS")]) + "\\n")
 if kind == "pretrain":
-    end = time.monotonic() + 60
+    end = time.monotonic() + 20
     while (here / "together").exists() and len((here / "calls").read_text().splitlines()) < 2:
         assert time.monotonic() < end, "the other base never started"
     write_base(folder, seed)
