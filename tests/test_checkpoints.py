@@ -16,8 +16,11 @@ from geomcallbacks.trace.checkpoints.find import Checkpoint, find_checkpoints
 from geomcallbacks.trace.checkpoints.folders import folder_checkpoints
 from geomcallbacks.trace.checkpoints.hub import Hub
 from geomcallbacks.trace.checkpoints.loading import load_model
-from geomcallbacks.trace.checkpoints.names import choose_names, log_spaced, parse_name, place_names
+from geomcallbacks.trace.checkpoints.revisions import choose_names, log_spaced
+from geomcallbacks.trace.checkpoints.steps import parse_name, place_names
+from geomcallbacks.trace import Reading
 
+CPU = Reading("fp32", "cpu")
 #: The branches of EleutherAI/pythia-160m, as its model card lists them, and one more of another kind.
 PYTHIA = [f"step{n}" for n in (0, *(2**k for k in range(10)), *range(1000, 144_000, 1000))] + ["main"]
 OLMO = [
@@ -172,7 +175,7 @@ def test_lightning_checkpoints_are_read_under_any_prefix(tmp_path: Path, prefix:
     found = find_checkpoints([str(tmp_path)], Listed())
     assert [(c.revision, c.step) for c in found if c.problem is None] == [("best", 5), ("epoch=0-step=77", 77)]
     assert ["torn" in str(c) and "global_step cannot be read" in str(c.problem) for c in found if c.problem] == [True]
-    read = load_model(tmp_path / "last.ckpt")
+    read = load_model(tmp_path / "last.ckpt", CPU)
     ours, theirs = model.state_dict(), read.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
@@ -185,8 +188,8 @@ def test_a_lightning_checkpoint_without_a_shape_is_refused(tmp_path: Path) -> No
     with pytest.raises(
         ValueError, match=r"weights without their shape: put .*config\.json beside it, or give --config"
     ):
-        load_model(tmp_path / "run" / "checkpoints" / "step=3.ckpt")
-    load_model(tmp_path / "run" / "checkpoints" / "step=3.ckpt", config=tmp_path / "elsewhere.json")
+        load_model(tmp_path / "run" / "checkpoints" / "step=3.ckpt", CPU)
+    load_model(tmp_path / "run" / "checkpoints" / "step=3.ckpt", config=tmp_path / "elsewhere.json", CPU)
 
 
 @pytest.mark.parametrize("kind", ["gpt_neox", "olmo2"])
@@ -200,13 +203,13 @@ def test_missing_weights_are_an_error_and_not_random(tmp_path: Path, kind: str) 
     shutil.copytree(snapshot, folder)
     (folder / "model.safetensors").unlink()
     save_file({k: v for k, v in weights.items() if k != head}, folder / "model.safetensors", {"format": "pt"})
-    load_model(folder, head=False)  # hidden states need no head
+    load_model(folder, CPU, head=False)  # hidden states need no head
     with pytest.raises(ValueError, match="lacks 1 of the model's weights"):
-        load_model(folder, head=True)
+        load_model(folder, CPU, head=True)
     norm = next(name for name in weights if "norm" in name)
     save_file({k: v for k, v in weights.items() if k != norm}, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=r"lacks 1 of the model's weights \(.*norm.*incomplete"):
-        load_model(folder, head=False)
+        load_model(folder, CPU, head=False)
 
 
 def test_remote_code_stays_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,9 +219,9 @@ def test_remote_code_stays_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     )
     (tmp_path / "own.py").write_text("raise SystemError('this code was run')\n")
     with pytest.raises(ValueError, match="needs Python code that comes with it: read it, and give --trust-remote-code"):
-        load_model(tmp_path)
+        load_model(tmp_path, CPU)
     with pytest.raises(SystemError, match="this code was run"):
-        load_model(tmp_path, trust_remote_code=True)
+        load_model(tmp_path, Reading("fp32", "cpu", trust_remote_code=True))
 
 
 def test_the_cache_is_listed_without_a_network(tmp_path: Path) -> None:

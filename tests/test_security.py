@@ -34,8 +34,9 @@ from geomcallbacks.cli import main
 from geomcallbacks.record import read_spectra
 from geomcallbacks.report.loss import read_loss
 from geomcallbacks.running.messages import printable
-from geomcallbacks.trace.checkpoints.loading import load_model, read_config
+from geomcallbacks.trace.checkpoints.loading import Reading, load_model, read_config
 
+CPU = Reading("fp32", "cpu")
 ROOT = Path(__file__).parents[1]
 Tally = Callable[..., None]
 pytestmark = pytest.mark.fault
@@ -230,7 +231,7 @@ def test_code_of_a_model_is_not_run_by_the_command(
     (folder / "config.json").write_text(
         json.dumps({"model_type": "vit", "auto_map": {"AutoModelForCausalLM": f"{folder}--own.M"}})
     )
-    read_config(folder / "last.ckpt", None)
+    read_config(folder / "last.ckpt", CPU)
     assert traced(folder / "last.ckpt", probe_file) in (1, 2)
     assert not mark.exists()
     assert asked == []

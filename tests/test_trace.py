@@ -35,7 +35,8 @@ from geomcallbacks.trace import command as trace_command
 from geomcallbacks.trace import trace
 from geomcallbacks.trace.checkpoints.hub import Hub
 from geomcallbacks.trace.file import behaviour_out, default_out
-from geomcallbacks.trace.measuring import CheckpointMeasure, Reading
+from geomcallbacks.trace import tracer
+from geomcallbacks.trace import Reading
 from geomcallbacks.trace.probe_source import ProbeSource, labelled
 
 ROOT = Path(__file__).parents[1]
@@ -304,17 +305,17 @@ def test_a_killed_process_loses_and_repeats_nothing(
     seen = read_records(out)
     assert 1 <= len(seen) < 6
 
-    measure = CheckpointMeasure.geometry
+    measure = tracer.geometry_lines
 
-    def stopped(self: CheckpointMeasure, model: torch.nn.Module, checkpoint: Any) -> Any:
+    def stopped(plan: Any, model: torch.nn.Module, checkpoint: Any, **more: Any) -> Any:
         if checkpoint.step > len(seen):
             signal.raise_signal(signal.SIGINT)  # as Ctrl-C does
-        return measure(self, model, checkpoint)
+        return measure(plan, model, checkpoint, **more)
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub))
     kept = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
     with monkeypatch.context() as patched:
-        patched.setattr(CheckpointMeasure, "geometry", stopped)
+        patched.setattr(tracer, "geometry_lines", stopped)
         assert main(["trace", *map(str, arguments), "--batch-size", "1", "--device", "cpu"]) == 130
     signal.signal(signal.SIGINT, kept)
     assert "the same command goes on" in capsys.readouterr().err

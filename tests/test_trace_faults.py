@@ -28,11 +28,11 @@ from geomcallbacks.trace.checkpoints.find import find_checkpoints
 from geomcallbacks.trace.checkpoints.folders import folder_checkpoints
 from geomcallbacks.trace.checkpoints.hub import Hub
 from geomcallbacks.trace.checkpoints.loading import load_model
-from geomcallbacks.trace.checkpoints.names import choose_names
+from geomcallbacks.trace.checkpoints.revisions import choose_names
 from geomcallbacks.trace.file import TraceFile
 from geomcallbacks.trace.recorded import read_recorded
 
-CPU = Reading(device="cpu")
+CPU = Reading("fp32", "cpu")
 GIVEN: dict[str, Any] = {"settings": {"alpha_window": tiny.WINDOW}, "reading": CPU}
 ABOUT = {"trace": {"models": ["m"]}, "settings": {"layers": -1}, "probes": {}, "versions": {}}
 
@@ -161,7 +161,7 @@ def test_weights_of_another_shape_are_named(tmp_path: Path) -> None:
     said = r"2 weights of other shapes.*embed_in\.weight: \(120, 16\), not \(50, 16\)"
     for source in (tmp_path, tmp_path / "step=1.ckpt"):
         with pytest.raises(ValueError, match=said):
-            load_model(source)
+            load_model(source, CPU)
 
 
 class Code:
@@ -179,7 +179,7 @@ def test_weights_that_hold_code_are_refused_in_a_line(tmp_path: Path, capsys: py
     (tmp_path / "config.json").write_bytes((model / "config.json").read_bytes())
     for source in (model, tmp_path / "step=3.ckpt"):
         with pytest.raises(ValueError, match="holds code besides tensors, and was refused") as caught:
-            load_model(source)
+            load_model(source, CPU)
         assert "\n" not in str(caught.value)
     problem = str(folder_checkpoints(tmp_path)["best"].problem)
     assert "holds code besides tensors" in problem

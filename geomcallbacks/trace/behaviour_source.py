@@ -41,18 +41,16 @@ class BehaviourSource:
     def __post_init__(self) -> None:
         if self.directions and not self.choices:
             raise ValueError("--intervention needs questions to answer: give --choices too")
-        files = {source: "--choices" for source in self.choices.values() if source.endswith((".json", ".jsonl"))}
-        if self.memorisation is not None:
-            files[self.memorisation] = "--memorisation"
-        for file, option in files.items():
-            if not Path(file).is_file():
+        files = [("--choices", source) for source in self.choices.values() if source.endswith((".json", ".jsonl"))]
+        for option, file in [*files, ("--memorisation", self.memorisation)]:
+            if file is not None and not Path(file).is_file():
                 raise ValueError(f"{option} {file}: there is no such file")
 
     def build(self, tokenizer: Any, probes: Mapping[str, ProbeSet], settings: Settings) -> dict[str, Measure]:
         """The measures, by the name under which they are recorded."""
         measures: dict[str, Measure] = {}
         for label, source in self.choices.items():
-            rows = self._rows_of(source, tokenizer)
+            rows = self._choices(source, tokenizer)
             measures[label] = ChoiceAccuracy(rows, batch_size=settings.batch_size)
             if self.directions:
                 name = "intervention" if len(self.choices) == 1 else f"intervention_{label}"
@@ -67,7 +65,7 @@ class BehaviourSource:
             measures["memorisation"] = Memorisation.load(self.memorisation, batch_size=settings.batch_size)
         return measures
 
-    def _rows_of(self, source: str, tokenizer: Any) -> Choices:
+    def _choices(self, source: str, tokenizer: Any) -> Choices:
         if source.endswith(".json"):
             return Choices.load(source)
         try:

@@ -1,4 +1,4 @@
-"""Rows of text: JSON Lines, and data sets on the hub."""
+"""Rows of text: JSON Lines, Parquet, and data sets on the hub."""
 
 from __future__ import annotations
 
@@ -25,16 +25,34 @@ def jsonl_rows(path: Path) -> Iterator[tuple[int, Any]]:
                     raise ValueError(f"line {number} is no JSON: {error}") from error
 
 
+def parquet_rows(path: Path, column: str) -> Iterator[tuple[int, Any]]:
+    """The number of each row and the row, with this column alone where there is such a column.
+
+    Raises:
+        ValueError: it is no Parquet file, or damaged.
+    """
+    import pyarrow.parquet  # type: ignore[import-untyped]
+
+    number = 0
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        columns = [column] if column in file.schema_arrow.names else None
+        for batch in file.iter_batches(batch_size=256, columns=columns):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
+        raise ValueError(f"no Parquet file, or damaged behind row {number}: {error}") from error
+
+
 def hub_rows(name: str, config: str | None = None, **options: Any) -> Any:
     """A data set on the hub, or in a folder of files, as `datasets.load_dataset` gives it.
 
     Raises:
-        ValueError: the library is missing, or it cannot be read.
+        ValueError: it cannot be read.
     """
-    try:
-        import datasets
-    except ImportError as error:
-        raise ValueError("a hub data set needs the data sets' library: pip install datasets") from error
+    import datasets
+
     try:
         return datasets.load_dataset(name, config, **options)
     except Exception as error:
