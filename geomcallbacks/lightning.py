@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
 
-import lightning as L
-
-from geomcallbacks.adapters.lightning import MonitorCallback, Row
-from geomcallbacks.adapters.tracker import wandb_spectra
+from geomcallbacks.adapters.lightning import MonitorCallback
+from geomcallbacks.adapters.tracker import geometry_row
+from geomcallbacks.metrics import DEFAULT_WINDOW
 from geomcallbacks.monitor import GeometryMonitor
 from geomcallbacks.probe import ProbeSet
+from geomcallbacks.probing.positions import Positions
+from geomcallbacks.reading.locate import Layers
+from geomcallbacks.reading.reader import ForwardFn
+from geomcallbacks.running.messages import OnError
+from geomcallbacks.schedule import Schedule
+from geomcallbacks.settings import Precision, Settings
 
 
 class GeometryCallback(MonitorCallback):
-    """Measures geometry while a Lightning Trainer fits, and logs it beside the loss.
+    """Measure geometry while a Lightning Trainer fits, and log it beside the loss.
 
     At update 0, at the scheduled updates and at the last, each metric goes as `geometry/<metric>` (one probe and one
     layer; else `geometry/<probe>/<layer>/<metric>`) to every logger of the Trainer at the update's number, to
@@ -23,25 +29,34 @@ class GeometryCallback(MonitorCallback):
 
     Args:
         probe: one ProbeSet, or several by label.
-        **settings: those of `GeometryMonitor`.
+        layers, positions, …: see `geomcallbacks.settings.Settings`, or the README's table.
 
     Raises:
-        ValueError, TypeError: at construction, for arguments that are wrong by themselves; when training starts, for
+        ValueError, TypeError: at construction, for arguments that are wrong by themselves; when training begins, for
             those that do not fit the model.
     """
 
-    file = "geometry.jsonl"
+    monitor: GeometryMonitor
 
-    def __init__(self, probe: ProbeSet | dict[str, ProbeSet], **settings: Any) -> None:
-        self.monitor = GeometryMonitor(probe, **settings)
-        super().__init__(self.monitor)
-
-    def _measured(self, pl_module: L.LightningModule, step: int, last: bool) -> Row | None:
-        monitor = self.monitor
-        records = monitor.step(pl_module, step, last=last)
-        if not records:
-            return None
-        values = monitor.log_row(records)
-        missing = [f"{monitor.log_key(record)}/{name}" for record in records for name in (*record.reasons, "phase")]
-        shown = [key for key in values if key.endswith("/rankme")]
-        return Row(values, missing, shown, lambda: wandb_spectra(monitor, records), monitor.transitions)
+    def __init__(
+        self,
+        probe: ProbeSet | Mapping[str, ProbeSet],
+        *,
+        layers: Layers = -1,
+        positions: Positions = "last",
+        alpha_window: tuple[int, int] = DEFAULT_WINDOW,
+        precision: Precision = "training",
+        module: str | None = None,
+        forward: ForwardFn | None = None,
+        batch_size: int = 32,
+        intervals: bool = False,
+        schedule: Schedule = Schedule(),  # noqa: B008 (frozen)
+        path: str | Path | None = None,
+        on_error: OnError = "warn",
+        spectra: bool = True,
+        tokens_per_update: int | None = None,
+        total_steps: int | None = None,
+        from_scratch: bool | None = None,
+        allow_change: bool = False,
+    ) -> None:
+        super().__init__(GeometryMonitor(probe, **Settings.among(locals())), geometry_row, "geometry.jsonl")

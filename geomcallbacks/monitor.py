@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,56 +11,34 @@ from typing import Any
 
 from torch import nn
 
-from geomcallbacks.measure import EndingError, LostPassError, check_fit, measure_probe
+from geomcallbacks.measure import EndingError, LostPassError, measure_probe, prepare
 from geomcallbacks.metrics import DEFAULT_WINDOW
-from geomcallbacks.phases import PHASE_NAMES
-from geomcallbacks.phases.tracker import PhaseTracker
+from geomcallbacks.phases import PHASE_NAMES, PhaseTracker
 from geomcallbacks.probe import ProbeSet
 from geomcallbacks.probing.positions import Positions
 from geomcallbacks.reading.device import device_of
-from geomcallbacks.reading.locate import Layers, layer_list
-from geomcallbacks.reading.reader import ForwardFn
+from geomcallbacks.reading.locate import Layers
+from geomcallbacks.reading.reader import ForwardFn, Reader
 from geomcallbacks.record import CONVENTION, GeometryRecord, read_records
-from geomcallbacks.running.base import RunMonitor
-from geomcallbacks.running.processes import from_first, rank
+from geomcallbacks.running.base import Due, Run, RunMonitor
+from geomcallbacks.running.messages import OnError
+from geomcallbacks.running.processes import first_decides, first_numbers, rank
+from geomcallbacks.running.writer import record_lines
 from geomcallbacks.schedule import Schedule
-from geomcallbacks.settings import Settings, about
+from geomcallbacks.settings import Precision, Settings
 
 _LOGGER = logging.getLogger("geomcallbacks")
 
 
 class GeometryMonitor(RunMonitor):
-    """Measures the geometry of a model's hidden states on held-out text, in any training loop.
+    """Measure the geometry of a model's hidden states on held-out text, in any training loop.
 
     Call `step` after every optimiser update; it measures when the schedule says so. With torch.distributed
-    initialised, every process must call it.
+    initialised, every rank must call it.
 
     Args:
         probe: one ProbeSet, or several by label.
-        layers: what is read: -1 (the output of the last layer, after the final norm where the model has one), other
-            indices as in Transformers' `hidden_states`, names of submodules, or a list of these.
-        positions: "last" token of each row, k evenly spaced positions, "all" but the first, or their "mean".
-        alpha_window: ranks (first, last) over which α is fitted, 1-based and inclusive. A model with d < 128 needs a
-            window of its own.
-        precision: "training" measures under the autocast that is active when `step` is called, "bf16" under autocast
-            of its own, "fp32" without any.
-        schedule: at which updates to measure.
-        module: name of the submodule to read where it is not found, or where there are several language models.
-        forward: (model, input_ids, attention_mask) -> anything, for models that are not called with `input_ids`.
-        path: the record file; None writes none.
-        on_error: "warn" once and go on when a measurement fails, or "raise".
-        batch_size: rows of the probe that go through the model together. Part of what a number means in low
-            precision, so it is recorded.
-        spectra: keep the whole eigenspectrum of each measurement beside the record file.
-        intervals: give each metric a 95 % interval by resampling the probe's rows. Costs twenty more spectra.
-        tokens_per_update: training tokens of one update, to record how many were seen.
-        total_steps: updates of the run, where known: the last is then measured, and spacing follows its length.
-        from_scratch: whether the run starts from random weights, so that a first fall of RankMe is warm-up and not
-            compression. None: it does if it starts at update 0. Say False where trained weights are trained further.
-
-    Attributes:
-        transitions: what the last measurement showed of phases that began, in words.
-        allow_change: go on from a checkpoint though it was measured on another probe or by another convention.
+        layers, positions, …: see `geomcallbacks.settings.Settings`, or the README's table.
 
     Raises:
         ValueError: an argument is wrong by itself. What needs the model is raised by `start`.
@@ -75,39 +51,32 @@ class GeometryMonitor(RunMonitor):
         layers: Layers = -1,
         positions: Positions = "last",
         alpha_window: tuple[int, int] = DEFAULT_WINDOW,
-        precision: str = "training",
-        schedule: Schedule = Schedule(),  # noqa: B008 (frozen)
+        precision: Precision = "training",
         module: str | None = None,
         forward: ForwardFn | None = None,
-        path: str | Path | None = None,
-        on_error: str = "warn",
         batch_size: int = 32,
-        spectra: bool = True,
         intervals: bool = False,
+        schedule: Schedule = Schedule(),  # noqa: B008 (frozen)
+        path: str | Path | None = None,
+        on_error: OnError = "warn",
+        spectra: bool = True,
         tokens_per_update: int | None = None,
         total_steps: int | None = None,
         from_scratch: bool | None = None,
         allow_change: bool = False,
     ) -> None:
+        self.settings = Settings(**Settings.among(locals()))
         super().__init__(schedule, path, on_error, total_steps)
-        self.settings = Settings(layers, positions, alpha_window, precision, module, forward, batch_size, intervals)
         self.probes = _labelled(probe)
         for label, rows in self.probes.items():
             self.settings.check_probe(label, rows)
-        self.spectra = spectra
-        self.tokens_per_update = tokens_per_update
-        self.from_scratch = from_scratch
-        self.allow_change = allow_change
-        self.transitions: list[str] = []
-        self._curves: dict[tuple[str, str], PhaseTracker] = {}
+        self._read_model: tuple[nn.Module, Reader] | None = None
+        self._curves: dict[str, PhaseTracker] = {}
 
-    def start(self, model: nn.Module, *, step: int = 0, total_steps: int | None = None) -> None:
-        """Begin a run, or go on with one from its checkpoint. See `RunMonitor.start`."""
-        super().start(model, step=step, total_steps=total_steps)
-        self._curves = {}
-        self._to_file(self._keep_probes)
-        if step > 0:
-            self._recall(model, step)
+    @property
+    def key(self) -> str:
+        """Tell several monitors of one run apart in its checkpoints."""
+        return f"{self.settings.layers} {sorted(self.probes)}"
 
     def step(
         self, model: nn.Module, step: int, *, tokens: int | None = None, last: bool = False
@@ -123,40 +92,104 @@ class GeometryMonitor(RunMonitor):
         Returns:
             One record for each (probe, layer), or none when nothing was due or the measurement failed.
         """
-        return self._if_due(model, step, last, lambda: self.measure(model, step, tokens=tokens)) or []
+        kind = self.due(model, step, last=last)
+        return self.measure(model, step, tokens=tokens, kind=kind) if kind else []
 
-    def measure(self, model: nn.Module, step: int, *, tokens: int | None = None) -> list[GeometryRecord]:
-        """Measure now, whatever the schedule says. See `step`."""
+    def measure(
+        self, model: nn.Module, step: int, *, tokens: int | None = None, kind: Due = "fixed"
+    ) -> list[GeometryRecord]:
+        """Measure now, whatever the schedule says. `kind` is what `due` answered; see `step`."""
         step = int(step)  # NumPy's whole numbers are none to JSON
-        if tokens is None and self.tokens_per_update is not None:
-            tokens = step * self.tokens_per_update
+        if tokens is None and self.settings.tokens_per_update is not None:
+            tokens = step * self.settings.tokens_per_update
         tokens = None if tokens is None else int(tokens)
+        before = self._started(model).settled
         records: list[GeometryRecord] = []
-        before = self._last_measured
-        try:
-            self._measure(model, step, tokens, records)
-        except EndingError:  # as if it had not been begun
-            self._last_measured = before
-            return []
+        with self._measuring(model, step, kind) as run:
+            for label, probe in self.probes.items():
+                try:
+                    with self._surviving(step):
+                        records += self._measure_probe(run, model, label, probe, step, tokens)
+                except EndingError:  # as if it had not been begun
+                    run.settled = before
+                    return []
+            records = self._with_phases(records, step, model)
+            self._write(run, records, step)
         return records
 
-    def _measure(self, model: nn.Module, step: int, tokens: int | None, records: list[GeometryRecord]) -> None:
-        with self._measuring(model, step):
-            for label, probe in self.probes.items():
-                with self._forgiving(step):
-                    records += measure_probe(
-                        model, label, probe, self.settings, step=step, tokens=tokens, ending=self.ending
-                    )
-                    self._keep_batch_size(records[-1])
-                    self._tell_of_nothing(step, records[-1])
-            with self._forgiving(step):
-                self._follow(records)
-            self._to_file(lambda: self._write_spectra(step, records))
-            self._to_file(lambda: self._write_lines(records))
+    def close(self) -> None:
+        """Close the record file, and let go of the model. Closing twice is harmless."""
+        super().close()
+        self._read_model = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain numbers and strings for a checkpoint: those of `RunMonitor.state_dict`, and the conventions."""
+        return super().state_dict() | self._conventions()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint. See `RunMonitor.load_state_dict`.
+
+        Raises:
+            ValueError: the checkpoint's run was measured on other probes or by another convention.
+        """
+        for name, now in self._conventions().items():
+            if name in state and state[name] != now and not self.settings.allow_change:
+                raise ValueError(
+                    f"the run was measured with {name} = {state[name]}, and now has {now}: give it the same, or"
+                    " allow_change=True to go on in its record file all the same"
+                )
+        super().load_state_dict(state)
+
+    def _conventions(self) -> dict[str, Any]:
+        """Return what makes numbers comparable along a run, in plain numbers and strings."""
+        return {
+            "probes": {label: rows.fingerprint for label, rows in self.probes.items()},
+            "convention": CONVENTION,
+            "positions": self.settings.positions,
+            "alpha_window": list(self.settings.alpha_window),
+            "precision": self.settings.precision,
+        }
+
+    def _prepare(self, model: nn.Module) -> None:
+        """Check the model's vocabulary, its layers, and d against the window; n < 4d warns."""
+        reader, warnings = prepare(model, self.probes, self.settings)
+        self._read_model = (model, reader)
+        for message in warnings if rank() == 0 else ():
+            self._warn_once(message, message)
+
+    def _begin(self, run: Run, model: nn.Module, step: int) -> None:
+        """Keep the probes, and go on with the phases of a resumed run."""
+        self._curves = {}
+        if run.writer is not None:
+            with self._keep_going("file"):
+                run.writer.keep_probes(self.probes.values())
+        if step > 0:
+            self._restore_phases(run, model, step)
+
+    def _header(self) -> dict[str, Any]:
+        return {
+            "settings": self.settings.header() | {"from_scratch": self.settings.from_scratch},
+            "probes": {label: {"fingerprint": p.fingerprint, "rows": len(p)} for label, p in self.probes.items()},
+        }
+
+    def _measure_probe(
+        self, run: Run, model: nn.Module, label: str, probe: ProbeSet, step: int, tokens: int | None
+    ) -> list[GeometryRecord]:
+        if self._read_model is None or self._read_model[0] is not model:  # another model, such as an average of weights
+            self._read_model = (model, self.settings.reader(model))
+        reader = self._read_model[1]
+        records = measure_probe(reader, label, probe, self.settings, step=step, tokens=tokens, ending=run.ending)
+        if records[0].batch_size < self.settings.batch_size:
+            self.settings = replace(self.settings, batch_size=records[0].batch_size)
+            self._warn_once("memory", f"the probe ran out of memory: batch_size is now {records[0].batch_size}")
+        if rank() == 0 and all(value is None for value in records[-1].metrics.values()):
+            reason = records[-1].reasons["rankme"]
+            self._warn_once("empty", f"geometry has no value at step {step}: {reason}; training goes on")
+        return records
 
     @contextmanager
-    def _forgiving(self, step: int) -> Iterator[None]:
-        """What fails inside costs its numbers, not the run; but for what no process can come back from."""
+    def _surviving(self, step: int) -> Iterator[None]:
+        """Have what fails inside cost its numbers, not the run; but for what no rank can come back from."""
         try:
             yield
         except (EndingError, LostPassError):
@@ -168,117 +201,51 @@ class GeometryMonitor(RunMonitor):
             # Once for each kind: messages carry sizes and addresses, and would differ at every measurement.
             self._warn_once(kind, f"geometry was not measured at step {step} ({kind}: {error}); training goes on")
 
-    def log_key(self, record: GeometryRecord) -> str:
-        """Prefix of a record's keys in a tracker: `geometry` with one probe and one layer, else
-        `geometry/<probe>/<layer>`.
-        """
-        alone = len(self.probes) == 1 and len(layer_list(self.settings.layers)) == 1
-        return "geometry" if alone else f"geometry/{record.probe}/{record.layer}"
-
-    def log_row(self, records: list[GeometryRecord]) -> dict[str, float]:
-        """What a tracker is to be given: `<log_key>/<metric>`, and `<log_key>/phase` (0 warm-up, 1 entropy-seeking, 2
-        compression-seeking). What has no value is left out.
-        """
-        row: dict[str, float] = {}
-        for record in records:
-            values = dict(record.metrics)
-            if record.phase is not None:
-                values["phase"] = PHASE_NAMES.index(record.phase)
-            row |= {f"{self.log_key(record)}/{name}": value for name, value in values.items() if value is not None}
-        return row
-
-    @property
-    def key(self) -> str:
-        """Tells several monitors of one run apart in its checkpoints."""
-        return f"{self.settings.layers} {sorted(self.probes)}"
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings for a checkpoint: those of `RunMonitor.state_dict`, and what is measured how."""
-        return super().state_dict() | self._what_and_how()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint. See `RunMonitor.load_state_dict`.
-
-        Raises:
-            ValueError: the checkpoint's run was measured on other probes or by another convention.
-        """
-        for name, now in self._what_and_how().items():
-            if name in state and state[name] != now and not self.allow_change:
-                raise ValueError(
-                    f"the run was measured with {name} = {state[name]}, and now has {now}: give it the same, or"
-                    " allow_change=True to go on in its record file all the same"
-                )
-        super().load_state_dict(state)
-
-    def _what_and_how(self) -> dict[str, Any]:
-        """What makes numbers comparable along a run, in plain numbers and strings."""
-        return {
-            "probes": {label: rows.fingerprint for label, rows in self.probes.items()},
-            "convention": CONVENTION,
-            "positions": self.settings.positions,
-            "alpha_window": list(self.settings.alpha_window),
-            "precision": self.settings.precision,
-        }
-
-    def _check(self, model: nn.Module) -> None:
-        """The model's vocabulary, its layers, and d against the window; n < 4d warns."""
-        for message in check_fit(model, self.probes, self.settings):
-            if rank() == 0:
-                self._warn_once(message, message)
-
-    def _keep_batch_size(self, record: GeometryRecord) -> None:
-        if record.batch_size < self.settings.batch_size:
-            self.settings = replace(self.settings, batch_size=record.batch_size)
-            self._warn_once("memory", f"the probe ran out of memory: batch_size is now {record.batch_size}")
-
-    def _tell_of_nothing(self, step: int, record: GeometryRecord) -> None:
-        """Say once that a measurement has no value at all, such as of states that are not finite."""
-        if rank() == 0 and all(value is None for value in record.metrics.values()):
-            reason = record.reasons["rankme"]
-            self._warn_once("nothing", f"geometry has no value at step {step}: {reason}; training goes on")
-
-    def _follow(self, records: list[GeometryRecord]) -> None:
-        """Give each record its phase, and say which phases have begun."""
-        self.transitions = []
-        for record in records:
-            key = (record.probe, record.layer)
-            curve = self._curves.setdefault(key, PhaseTracker(self.from_scratch))
-            news = curve.add(record.step, record.metrics["rankme"])
-            record.phase = curve.name
-            if news is not None:
-                self.transitions.append(f"{self.log_key(record)}: {news}")
+    def _with_phases(self, records: list[GeometryRecord], step: int, model: nn.Module) -> list[GeometryRecord]:
+        """Give each record the phase that its curve is in: the first rank finds it, and tells the others."""
+        news: list[str | None] = [None] * len(records)
+        numbers = [-1] * len(records)
+        failed: Exception | None = None
         if rank() == 0:
-            for line in self.transitions:
-                _LOGGER.info(line)
-
-    def _recall(self, model: nn.Module, step: int) -> None:
-        """Read from the record file what the run has measured up to its checkpoint; rank 0 tells the others."""
-        points: list[list[Any]] = []
-        if self._writer is not None:
             try:
-                rows = read_records(self._writer.path)
-                points = [
-                    [row["probe"], row["layer"], row["step"], row["rankme"]]
-                    for row in rows
-                    if row["step"] <= step and self._is_ours(row)
-                ]
-            except Exception as error:  # another kind of file, or one that somebody has changed
-                said = f"{type(error).__name__}: {error}"
-                self._warn_once("recall", f"phases start anew: {self._writer.path} could not be read ({said})")
-        shared = json.loads(from_first(json.dumps(points), device_of(model)))
-        if any(at == step for _, _, at, _ in shared):  # by a checkpoint that was written before
-            self._last_measured = step
-        curves: dict[tuple[str, str], list[tuple[int, float | None]]] = {}
-        for probe, layer, at, value in shared:
-            curves.setdefault((probe, layer), []).append((at, value))
-        for key, curve in curves.items():
-            tracker = PhaseTracker(self.from_scratch)
-            try:
-                tracker.load(curve)
+                for index, record in enumerate(records):
+                    curve = self._curves.setdefault(record.curve, PhaseTracker(self.settings.from_scratch))
+                    change = curve.add(step, record.metrics["rankme"])
+                    news[index] = None if change is None else str(change)
+                    numbers[index] = -1 if curve.name is None else PHASE_NAMES.index(curve.name)
             except Exception as error:
-                self._warn_once("recall", f"phases start anew: {key} is no curve ({type(error).__name__}: {error})")
-            else:
-                self._curves[key] = tracker
+                failed = error
+        shared = first_numbers(numbers, device_of(model))
+        with self._surviving(step):
+            if failed is not None:
+                raise failed
+        for record, line in zip(records, news, strict=True):
+            if line is not None:
+                _LOGGER.info("%s: %s", record.curve, line)
+        return [
+            replace(record, phase=PHASE_NAMES[number] if number >= 0 else None, news=line)
+            for record, number, line in zip(records, shared, news, strict=True)
+        ]
+
+    def _restore_phases(self, run: Run, model: nn.Module, step: int) -> None:
+        """Read from the record file what the run has measured up to its checkpoint."""
+        rows: Sequence[Mapping[str, Any]] = []
+        if run.writer is not None:
+            try:
+                rows = [row for row in read_records(run.writer.path) if row["step"] <= step and self._is_ours(row)]
+                curves: dict[str, list[tuple[int, float | None]]] = {}
+                for row in rows:
+                    curves.setdefault(f"{row['probe']}/{row['layer']}", []).append((row["step"], row["rankme"]))
+                for key, points in curves.items():
+                    self._curves[key] = PhaseTracker(self.settings.from_scratch)
+                    self._curves[key].load(points)
+            except Exception as error:  # another kind of file, or one that somebody has changed
+                reason = f"{type(error).__name__}: {error}"
+                self._warn_once("phases", f"phases start anew: {run.writer.path} could not be read ({reason})")
+                self._curves = {}
+        # A checkpoint that was written before the measurement of its update does not know of it.
+        if first_decides(any(row["step"] == step for row in rows), device_of(model)):
+            run.settled = step
 
     def _is_ours(self, row: Mapping[str, Any]) -> bool:
         """Whether a record is of the present probe and positions, not of those before an allowed change."""
@@ -286,37 +253,15 @@ class GeometryMonitor(RunMonitor):
         measured = (row.get("fingerprint"), row.get("positions"))
         return probe is not None and measured in ((probe.fingerprint, self.settings.positions), (None, None))
 
-    def _keep_probes(self) -> None:
-        """Save the probes beside the record file: `geomcallbacks trace` measures the run's checkpoints on them."""
-        if self._writer is None:
+    def _write(self, run: Run, records: list[GeometryRecord], step: int) -> None:
+        if run.writer is None or not records:
             return
-        folder = self._writer.probes_folder
-        folder.mkdir(exist_ok=True)
-        for probe in self.probes.values():
-            file = folder / f"{probe.fingerprint}.safetensors"
-            if not file.is_file():
-                scratch = file.with_suffix(f".{os.getpid()}.tmp")
-                probe.save(scratch)
-                scratch.replace(file)
-
-    def _write_spectra(self, step: int, records: list[GeometryRecord]) -> None:
-        kept = {f"{r.probe}/{r.layer}": r.eigenvalues for r in records if r.eigenvalues is not None}
-        if self._writer is None or not self.spectra or not kept:
-            return
-        file = self._writer.write_spectra(step, kept)
-        for record in records:
-            key = f"{record.probe}/{record.layer}"
-            record.spectrum = (file, key) if key in kept else None
-
-    def _write_lines(self, records: list[GeometryRecord]) -> None:
-        if self._writer is not None:
-            for record in records:
-                self._writer.write(record)
-
-    def _about(self) -> dict[str, Any]:
-        said = about(self.settings, self.probes)
-        said["settings"]["from_scratch"] = self.from_scratch
-        return said
+        kept = None
+        if self.settings.spectra:
+            with self._keep_going("file"):
+                kept = run.writer.keep_spectra(step, records)
+        with self._keep_going("file"):
+            run.writer.write(*record_lines(records, kept))
 
 
 def _labelled(probe: ProbeSet | Mapping[str, ProbeSet]) -> dict[str, ProbeSet]:

@@ -28,7 +28,7 @@ SCHEMA = 1
 CONVENTION = "eigenvalues of the centred covariance over n-1, eps=0, no truncation"
 
 
-@dataclass
+@dataclass(frozen=True)
 class GeometryRecord:
     """The geometry of one layer on one probe after `step` updates.
 
@@ -48,10 +48,11 @@ class GeometryRecord:
         seconds_forward, seconds_spectrum: wall time of the probe's forward pass and of spectrum and metrics. The
             forward pass serves all layers at once; each of their records carries the whole.
         intervals: 95 % interval of each metric, where asked for.
-        spectrum: file with the whole eigenspectrum, relative to the record file, and the key in it.
         notes: what went otherwise than asked, such as a halved batch.
         phase: in which the run is by the curve so far (`geomcallbacks.phases`); None where that shows none yet.
-        eigenvalues: (r,) descending float64 on the CPU, for whoever holds the record; not part of the line.
+        news: in words, that this measurement has shown another phase to begin, or one not to have lasted; not part of
+            the line.
+        eigenvalues: (r,) descending float64 on the CPU; in the file, `spectrum` names where they are kept.
     """
 
     step: int
@@ -63,23 +64,28 @@ class GeometryRecord:
     positions: str | int
     n: int
     d: int
-    metrics: dict[str, float | None]
+    metrics: Mapping[str, float | None]
+    reasons: Mapping[str, str]
     alpha_window: tuple[int, int]
     precision: str
     batch_size: int
     seconds_forward: float
     seconds_spectrum: float
-    reasons: dict[str, str] = field(default_factory=dict)
-    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
-    spectrum: tuple[str, str] | None = None
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     phase: str | None = None
+    news: str | None = None
     convention: str = CONVENTION
     eigenvalues: torch.Tensor | None = field(default=None, repr=False, compare=False)
 
+    @property
+    def curve(self) -> str:
+        """Names the curve that the record is a point of, `<probe>/<layer>`."""
+        return f"{self.probe}/{self.layer}"
+
     def to_dict(self) -> dict[str, Any]:
         """A flat mapping, metrics among the other fields: a line of the file, or a row of a table."""
-        flat = {key: value for key, value in vars(self).items() if key not in ("metrics", "eigenvalues")}
+        flat = {key: value for key, value in vars(self).items() if key not in ("metrics", "news", "eigenvalues")}
         flat["alpha_window"] = list(self.alpha_window)
         return flat | {name: self.metrics.get(name) for name in METRIC_NAMES}
 
@@ -94,6 +100,11 @@ def record_files(folder: Path, stem: str = "geometry") -> list[Path]:
 def probes_folder(path: Path) -> Path:
     """Where the probes of a record file are kept, each called by its fingerprint."""
     return path.with_name(f"{path.stem}-probes")
+
+
+def spectra_folder(path: Path) -> Path:
+    """Where the eigenspectra of a record file are kept."""
+    return path.with_name(f"{path.stem}-spectra")
 
 
 @overload

@@ -1,10 +1,9 @@
-"""What this package's Lightning callbacks share: hooks, step and loggers."""
+"""What every callback of ours under `lightning.Trainer` shares: its hooks, its step, and where its rows go."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,58 +12,38 @@ import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from geomcallbacks.adapters.tracker import TrackerQueue
+from geomcallbacks.adapters.tracker import Row, TrackerQueue, wandb_histograms
 from geomcallbacks.running.base import RunMonitor
 
 
-@dataclass
-class Row:
-    """What one measurement gives to Lightning.
-
-    Attributes:
-        values: numbers by their key in a logger.
-        missing: keys that have no value at this update.
-        shown: keys that stand in the progress bar.
-        wandb_only: gives what W&B alone is handed, such as histograms.
-        said: sentences for the terminal.
-    """
-
-    values: Mapping[str, float]
-    missing: Collection[str] = ()
-    shown: Collection[str] = ()
-    wandb_only: Callable[[], Mapping[str, Any]] = dict
-    said: Sequence[str] = ()
-
-
 class MonitorCallback(L.Callback):
-    """Drives a monitor by Lightning's hooks: at update 0, after each update, and at the last. Subclasses say what is
-    measured (`_measured`) and how the record file is called in `trainer.log_dir` where the monitor names none (`file`).
+    """Drive a monitor by Lightning's hooks: at update 0, after each update, and at the last.
+
+    Args:
+        monitor: what measures.
+        row: turns what the monitor's `step` gives into a row of the loggers.
+        file: name of the record file in `trainer.log_dir`, where the monitor was given none.
     """
 
-    file: str
-
-    def __init__(self, monitor: RunMonitor) -> None:
-        self._driven = monitor
-        self._default_path = monitor.path is None
+    def __init__(self, monitor: RunMonitor, row: Callable[[Any, Any], Row], file: str) -> None:
+        self.monitor = monitor
+        self._row, self._file = row, file
         self._queue = TrackerQueue()
-
-    def _measured(self, pl_module: L.LightningModule, step: int, last: bool) -> Row | None:
-        """Measure if it is due after `step` updates; None where nothing was measured."""
-        raise NotImplementedError
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Check arguments and model, and measure update 0, or that of a checkpoint whose measurement is missing."""
-        folder = trainer.log_dir  # asked on every process: Lightning broadcasts it
-        if self._default_path:
-            place = Path(folder or trainer.default_root_dir) / self.file
-            self._driven.path = None if trainer.fast_dev_run else place
+        folder = trainer.log_dir  # asked on every rank: Lightning broadcasts it
         # A checkpoint written in a batch's last hook holds a counter that has not moved on yet: ours has.
-        step = self._driven.resumed_from or trainer.fit_loop.epoch_loop._batches_that_stepped
+        step = self.monitor.resumed_from or trainer.fit_loop.epoch_loop._batches_that_stepped
         total = trainer.estimated_stepping_batches
-        known = int(total) if math.isfinite(total) and total >= 0 else None
-        self._driven.ending = lambda: trainer.received_sigterm
         with trainer.precision_plugin.forward_context():
-            self._driven.start(pl_module, step=step, total_steps=known)
+            self.monitor.start(
+                pl_module,
+                step=step,
+                total_steps=int(total) if math.isfinite(total) and total >= 0 else None,
+                path=None if trainer.fast_dev_run else Path(folder or trainer.default_root_dir) / self._file,
+                ending=lambda: trainer.received_sigterm,
+            )
         self._step(trainer, pl_module, step, last=False)
 
     def on_train_batch_end(
@@ -89,7 +68,7 @@ class MonitorCallback(L.Callback):
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Close the record file."""
         self._queue.flush()
-        self._driven.close()
+        self.monitor.close()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Close the record file: Lightning calls no `teardown` then, and the file must not stay locked."""
@@ -98,37 +77,39 @@ class MonitorCallback(L.Callback):
     @property
     def state_key(self) -> str:
         """Tells several of these callbacks apart in a checkpoint."""
-        return f"{type(self).__qualname__} {self._driven.key}"
+        return f"{type(self).__qualname__} {self.monitor.key}"
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings for the checkpoint."""
-        return self._driven.state_dict()
+        """Return plain numbers and strings for the checkpoint."""
+        return self.monitor.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on in the record file of the checkpoint's run. See the monitor's `load_state_dict`."""
-        self._driven.load_state_dict(state_dict)
+        self.monitor.load_state_dict(state_dict)
 
     def _step(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int, last: bool) -> None:
         with trainer.precision_plugin.forward_context():
-            row = self._measured(pl_module, step, last)
-        if row is None:
+            found = self.monitor.step(pl_module, step, last=last)
+        if not found:
             return
+        row = self._row(self.monitor, found)
         # Not through self.log: it reaches loggers on the log_every_n_steps grid only, and repeats what it was given.
         # What has no value is NaN there, which ModelCheckpoint ranks last: an old value would be taken for a new one.
         seen = dict.fromkeys(row.missing, math.nan) | dict(row.values)
         trainer.callback_metrics.update({key: torch.tensor(value) for key, value in seen.items()})
         trainer.progress_bar_metrics.update({key: row.values[key] for key in row.shown if key in row.values})
-        if trainer.is_global_zero and row.values:
-            for logger in trainer.loggers:
-                self._log(logger, row, step)
-            for sentence in row.said:
-                bar = trainer.progress_bar_callback
-                rank_zero_info(sentence) if bar is None else bar.print(sentence)
+        if not (trainer.is_global_zero and row.values):
+            return
+        for logger in trainer.loggers:
+            self._log(logger, row, step)
+        bar = trainer.progress_bar_callback
+        for sentence in row.sentences:
+            rank_zero_info(sentence) if bar is None else bar.print(sentence)
 
     def _log(self, logger: Logger, row: Row, step: int) -> None:
         if isinstance(logger, CSVLogger):  # a local file, whose writer two threads must not share
             logger.log_metrics(dict(row.values), step)
             return
         _ = logger.experiment  # opened here rather than in the queue's thread
-        extra = row.wandb_only() if isinstance(logger, WandbLogger) else {}
-        self._queue.submit(type(logger).__name__, lambda: logger.log_metrics({**row.values, **extra}, step))
+        histograms = wandb_histograms(row.spectra) if isinstance(logger, WandbLogger) else {}
+        self._queue.submit(type(logger).__name__, lambda: logger.log_metrics({**row.values, **histograms}, step))

@@ -1,4 +1,4 @@
-"""Writes to experiment trackers from one daemon thread, so that none of them can hold up training."""
+"""What a tracker is given: rows with their keys, and a queue that none of them can block."""
 
 from __future__ import annotations
 
@@ -6,17 +6,80 @@ import contextvars
 import queue
 import threading
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
 
 from geomcallbacks.metrics import numerical_rank
+from geomcallbacks.monitor import GeometryMonitor
+from geomcallbacks.phases import PHASE_NAMES
+from geomcallbacks.reading.locate import layer_list
+from geomcallbacks.record import GeometryRecord
 from geomcallbacks.running.messages import WarnOnce
 
-if TYPE_CHECKING:
-    from geomcallbacks.monitor import GeometryMonitor
-    from geomcallbacks.record import GeometryRecord
+_PRINTED = ("rankme", "alpha_req", "top1_share")  # a row of ten is not read
 
-_Job = tuple[str, Callable[[], None]]
+
+@dataclass(frozen=True)
+class Row:
+    """What one measurement gives to the trackers.
+
+    Attributes:
+        values: numbers by their full key.
+        missing: keys that have no value at this update.
+        printed: lines for the terminal, each a part of `values`.
+        shown: keys that stand in a progress bar.
+        spectra: descending eigenvalues (r,) by key, for trackers that draw histograms.
+        sentences: for the terminal.
+    """
+
+    values: Mapping[str, float]
+    missing: Collection[str] = ()
+    printed: Sequence[Mapping[str, float]] = ()
+    shown: Collection[str] = ()
+    spectra: Mapping[str, Tensor] = field(default_factory=dict)
+    sentences: Sequence[str] = ()
+
+
+def geometry_row(monitor: GeometryMonitor, records: Sequence[GeometryRecord]) -> Row:
+    """Give each metric its key: `geometry/<metric>` with one probe and one layer, else `geometry/<probe>/<layer>/…`.
+
+    `phase` is 0 warm-up, 1 entropy-seeking, 2 compression-seeking. What has no value is `missing`.
+    """
+    alone = len(monitor.probes) == 1 and len(layer_list(monitor.settings.layers)) == 1
+    values: dict[str, float] = {}
+    spectra: dict[str, Tensor] = {}
+    missing: list[str] = []
+    printed, shown, sentences = [], [], []
+    for record in records:
+        key = "geometry" if alone else f"geometry/{record.curve}"
+        phase = None if record.phase is None else PHASE_NAMES.index(record.phase)
+        found = {f"{key}/{name}": value for name, value in (*record.metrics.items(), ("phase", phase))}
+        known = {name: value for name, value in found.items() if value is not None}
+        values |= known
+        missing += found.keys() - known.keys()
+        printed.append({name: value for name, value in known.items() if name.rpartition("/")[2] in _PRINTED})
+        shown.append(f"{key}/rankme")
+        if record.eigenvalues is not None and record.metrics["rankme"] is not None:
+            spectra[f"{key}/log10_eigenvalues"] = record.eigenvalues
+        if record.news is not None:
+            sentences.append(f"{key}: {record.news}")
+    return Row(values, missing, printed, shown, spectra, sentences)
+
+
+def wandb_histograms(spectra: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return eigenspectra as W&B histograms of log₁₀ λ, which W&B draws over steps as a heat map."""
+    import numpy as np
+    import wandb
+
+    drawn = {}
+    for key, eigenvalues in spectra.items():
+        # Round-off lies ten decades below the rest and would squeeze it into a few bins.
+        meant = eigenvalues[: int(numerical_rank(eigenvalues))].numpy()
+        drawn[key] = wandb.Histogram(np_histogram=np.histogram(np.log10(meant), bins=64))
+    return drawn
 
 
 class TrackerQueue:
@@ -30,20 +93,20 @@ class TrackerQueue:
     """
 
     def __init__(self, size: int = 256) -> None:
-        self._queue: queue.Queue[_Job] = queue.Queue(size)
+        self._queue: queue.Queue[tuple[str, Callable[[], None]]] = queue.Queue(size)
         self._thread: threading.Thread | None = None
         self._warn = WarnOnce()
         self._stuck = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """Only the size: neither thread nor lock can go to another process (strategies that spawn, deep copies)."""
+        """Keep the size alone: neither thread nor lock can go to another process, as in a deep copy."""
         return {"size": self._queue.maxsize}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["size"])  # type: ignore[misc]
 
     def submit(self, tracker: str, call: Callable[[], None]) -> None:
-        """Have `call` made soon; returns at once. `tracker` is its name in a warning."""
+        """Have `call` made soon; return at once. `tracker` is its name in a warning."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="geomcallbacks-trackers", daemon=True)
             self._thread.start()
@@ -77,23 +140,3 @@ class TrackerQueue:
             tracker, call = self._queue.get()
             self.call(tracker, call)
             self._queue.task_done()
-
-
-def wandb_spectra(monitor: GeometryMonitor, records: list[GeometryRecord]) -> dict[str, Any]:
-    """The eigenspectra as W&B histograms of log₁₀ λ, which W&B draws over steps as a heat map.
-
-    Returns:
-        `<log_key>/log10_eigenvalues` for each record that has a spectrum with any variance.
-    """
-    import numpy as np
-    import wandb
-
-    spectra = {}
-    for record in records:
-        if record.eigenvalues is None or record.metrics["rankme"] is None:
-            continue
-        # Round-off lies ten decades below the rest and would squeeze it into a few bins.
-        meant = record.eigenvalues[: int(numerical_rank(record.eigenvalues))].numpy()
-        counts = np.histogram(np.log10(meant), bins=64)
-        spectra[f"{monitor.log_key(record)}/log10_eigenvalues"] = wandb.Histogram(np_histogram=counts)
-    return spectra

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from torch import nn
-from transformers import TrainerState
-
-from geomcallbacks.adapters.hf import MonitorCallback, Row
-from geomcallbacks.behaviour.monitor import BehaviourMonitor, Measure
+from geomcallbacks.adapters.hf import MonitorCallback
+from geomcallbacks.behaviour.monitor import BehaviourMonitor, Measure, behaviour_row
+from geomcallbacks.running.messages import OnError
 from geomcallbacks.schedule import Schedule
 
 
 class BehaviourCallback(MonitorCallback):
-    """Measures what a model does while a Trainer trains, and logs it beside loss and geometry.
+    """Measure what a model does while a Trainer trains, and log it beside loss and geometry.
 
     At update 0, at the scheduled updates and at the last, each number goes as `behaviour/<name>/<key>` to W&B and
     TensorBoard against the loss's own x axis, to `state.log_history`, to the terminal, and as `<name>/<key>` to
@@ -27,13 +25,14 @@ class BehaviourCallback(MonitorCallback):
         schedule: at which updates to measure.
         path: the record file, if not in the output folder.
         on_error: "warn" once and go on when a measure fails, or "raise".
+        total_steps: updates of the run, where the trainer does not know.
 
     Raises:
         TypeError, ValueError: at construction, for arguments that are wrong by themselves; when training begins, for
             those that do not fit the model.
     """
 
-    file = "behaviour.jsonl"
+    monitor: BehaviourMonitor
 
     def __init__(
         self,
@@ -41,16 +40,8 @@ class BehaviourCallback(MonitorCallback):
         *,
         schedule: Schedule = Schedule(),  # noqa: B008 (frozen)
         path: str | Path | None = None,
-        on_error: str = "warn",
+        on_error: OnError = "warn",
+        total_steps: int | None = None,
     ) -> None:
-        self.monitor = BehaviourMonitor(measures, schedule=schedule, path=path, on_error=on_error)
-        super().__init__(self.monitor)
-
-    def _measured(self, state: TrainerState, model: nn.Module, tokens: int | None, last: bool) -> Row | None:
-        found = self.monitor.step(model, state.global_step, last=last)
-        values = {f"behaviour/{key}": value for key, value in found.items() if value is not None}
-        if not values:
-            return None
-        names = [f"behaviour/{name}/" for name in self.monitor.measures]
-        lines = [{key: value for key, value in values.items() if key.startswith(name)} for name in names]
-        return Row(values, [line for line in lines if line])
+        monitor = BehaviourMonitor(measures, schedule=schedule, path=path, on_error=on_error, total_steps=total_steps)
+        super().__init__(monitor, behaviour_row, "behaviour.jsonl")

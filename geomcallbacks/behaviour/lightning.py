@@ -3,40 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
 
-import lightning as L
-
-from geomcallbacks.adapters.lightning import MonitorCallback, Row
-from geomcallbacks.behaviour.monitor import BehaviourMonitor, Measure
+from geomcallbacks.adapters.lightning import MonitorCallback
+from geomcallbacks.behaviour.monitor import BehaviourMonitor, Measure, behaviour_row
+from geomcallbacks.running.messages import OnError
+from geomcallbacks.schedule import Schedule
 
 
 class BehaviourCallback(MonitorCallback):
-    """Measures what a model does while a Lightning Trainer fits, and logs it beside loss and geometry.
+    """Measure what a model does while a Lightning Trainer fits, and log it beside loss and geometry.
 
     At update 0, at the scheduled updates and at the last, each number goes as `behaviour/<name>/<key>` to every logger
     of the Trainer at the update's number, to `trainer.callback_metrics` (NaN where a number is not finite), and as
     `<name>/<key>` to `behaviour.jsonl` in `trainer.log_dir`, which `read_records` reads.
 
     Args:
-        measures: by name: the model in, numbers by key out. `CompletionLoss`, `ChoiceAccuracy` and `Memorisation` are
-            such, and so is any function.
-        **settings: those of `BehaviourMonitor`.
+        measures: by name: the model in, numbers by key out. `CompletionLoss`, `PreferenceScore` and `RolloutScore`
+            are such, and so is any function.
+        schedule: at which updates to measure.
+        path: the record file, if not in the output folder.
+        on_error: "warn" once and go on when a measure fails, or "raise".
+        total_steps: updates of the run, where the trainer does not know.
 
     Raises:
-        TypeError, ValueError: at construction, for arguments that are wrong by themselves; when training starts, for
+        TypeError, ValueError: at construction, for arguments that are wrong by themselves; when training begins, for
             those that do not fit the model.
     """
 
-    file = "behaviour.jsonl"
+    monitor: BehaviourMonitor
 
-    def __init__(self, measures: Mapping[str, Measure], **settings: Any) -> None:
-        self.monitor = BehaviourMonitor(measures, **settings)
-        super().__init__(self.monitor)
-
-    def _measured(self, pl_module: L.LightningModule, step: int, last: bool) -> Row | None:
-        found = {f"behaviour/{key}": value for key, value in self.monitor.step(pl_module, step, last=last).items()}
-        if not found:
-            return None
-        values = {key: value for key, value in found.items() if value is not None}
-        return Row(values, missing=found.keys() - values.keys())
+    def __init__(
+        self,
+        measures: Mapping[str, Measure],
+        *,
+        schedule: Schedule = Schedule(),  # noqa: B008 (frozen)
+        path: str | Path | None = None,
+        on_error: OnError = "warn",
+        total_steps: int | None = None,
+    ) -> None:
+        monitor = BehaviourMonitor(measures, schedule=schedule, path=path, on_error=on_error, total_steps=total_steps)
+        super().__init__(monitor, behaviour_row, "behaviour.jsonl")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,13 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from geomcallbacks.adapters.tracker import Row
 from geomcallbacks.reading.device import device_of
 from geomcallbacks.reading.locate import refuse_sharded, refuse_unsupported, unwrap
 from geomcallbacks.reading.no_trace import leave_no_trace
-from geomcallbacks.running.base import RunMonitor
+from geomcallbacks.running.base import Due, Run, RunMonitor
+from geomcallbacks.running.messages import OnError
 from geomcallbacks.running.processes import from_first, rank
 from geomcallbacks.schedule import Schedule
-from geomcallbacks.settings import Settings
+from geomcallbacks.settings import ReadingSettings
+from geomcallbacks.statistics import finite
 
 #: A model in, numbers by name out. It may have `check(model)`, which raises ``ValueError`` before the first update
 #: where the two do not fit, and a `fingerprint` of what it measures on, which goes into the file's header.
@@ -26,10 +28,10 @@ Measure = Callable[[nn.Module], Mapping[str, float]]
 
 
 class BehaviourMonitor(RunMonitor):
-    """Measures what a model does, in any training loop: call `step` after every optimiser update.
+    """Measure what a model does, in any training loop: call `step` after every optimiser update.
 
-    In a run of several processes, which must all hold the whole model and all call it, the first measures and the
-    others are given its numbers.
+    In a run of several ranks, which must all hold the whole model and all call it, the first measures and the others
+    are given its numbers.
 
     Args:
         measures: by name. Each is called with the unwrapped model in evaluation mode, without gradients, under the
@@ -49,93 +51,121 @@ class BehaviourMonitor(RunMonitor):
         *,
         schedule: Schedule = Schedule(),  # noqa: B008 (frozen)
         path: str | Path | None = None,
-        on_error: str = "warn",
+        on_error: OnError = "warn",
         total_steps: int | None = None,
     ) -> None:
-        _check_measures(measures)
+        _check_names(measures)
         super().__init__(schedule, path, on_error, total_steps)
         self.measures = dict(measures)
 
     @property
     def key(self) -> str:
-        """Tells several monitors of one run apart in its checkpoints."""
+        """Tell several monitors of one run apart in its checkpoints."""
         return f"behaviour {sorted(self.measures)}"
 
-    def step(self, model: nn.Module, step: int, *, last: bool = False) -> dict[str, float | None]:
+    def step(
+        self, model: nn.Module, step: int, *, tokens: int | None = None, last: bool = False
+    ) -> dict[str, float | None]:
         """Measure if it is due after `step` updates, and not yet done.
 
         Args:
             model: the model as the loop holds it.
             step: optimiser updates that its weights have received.
+            tokens: training tokens seen so far, where known; recorded.
             last: no update follows, so that it is due in any case.
 
         Returns:
             `<name>/<key>` of each number, None where it is not finite; empty when nothing was due or all failed.
         """
-        return self._if_due(model, step, last, lambda: self.measure(model, step)) or {}
+        kind = self.due(model, step, last=last)
+        return self.measure(model, step, tokens=tokens, kind=kind) if kind else {}
 
-    def measure(self, model: nn.Module, step: int) -> dict[str, float | None]:
-        """Measure now, whatever the schedule says. See `step`."""
-        values: dict[str, float | None] = {}
-        errors: dict[str, Exception] = {}
-        with self._measuring(model, step):
+    def measure(
+        self, model: nn.Module, step: int, *, tokens: int | None = None, kind: Due = "fixed"
+    ) -> dict[str, float | None]:
+        """Measure now, whatever the schedule says. `kind` is what `due` answered; see `step`."""
+        with self._measuring(model, step, kind) as run:
             begin = time.perf_counter()
-            if rank() == 0:
-                values, errors = self._measure_all(model)
-            said = {name: f"{type(error).__name__}: {error}" for name, error in errors.items()}
-            shared = json.loads(from_first(json.dumps({"values": values, "errors": said}), device_of(model)))
-            seconds = time.perf_counter() - begin
-            for name, message in shared["errors"].items():
-                self._report(name, message, errors.get(name), step)
-            values = shared["values"]
-            if values and self._writer is not None:
-                writer, line = self._writer, {"step": step, "seconds": seconds, **values}
-                self._to_file(lambda: writer.write(line))
-        return values
+            values, errors = measure_all(self.measures, model) if rank() == 0 else ({}, {})
+            reasons = {name: f"{type(error).__name__}: {error}" for name, error in errors.items()}
+            shared = json.loads(from_first(json.dumps({"values": values, "reasons": reasons}), device_of(model)))
+            line = {"step": step, "seconds": time.perf_counter() - begin, **shared["values"]}
+            for name, reason in shared["reasons"].items():
+                self._report(name, reason, errors.get(name), step)
+            if shared["values"] and run.writer is not None:
+                with self._keep_going("file"):
+                    run.writer.write(line if tokens is None else line | {"tokens": tokens})
+        found: dict[str, float | None] = shared["values"]
+        return found
 
-    def _measure_all(self, model: nn.Module) -> tuple[dict[str, float | None], dict[str, Exception]]:
-        values: dict[str, float | None] = {}
-        errors: dict[str, Exception] = {}
-        for name, measure in self.measures.items():
-            try:
-                with leave_no_trace(model), torch.no_grad(), Settings().autocast(device_of(model)):
-                    found = measure(unwrap(model))
-                values |= {f"{name}/{key}": _finite(value) for key, value in found.items()}
-            except Exception as error:
-                errors[name] = error
-        return values, errors
-
-    def _report(self, name: str, message: str, error: Exception | None, step: int) -> None:
+    def _report(self, name: str, reason: str, error: Exception | None, step: int) -> None:
         """Raise, or warn once for each measure and kind of failure: messages carry sizes, and would always differ."""
         if self.on_error == "raise":
-            raise error or RuntimeError(f"the first process failed to measure {name!r} ({message})")
+            raise error or RuntimeError(f"the first process failed to measure {name!r} ({reason})")
         if rank() == 0:
-            kind = message.partition(":")[0]
-            self._warn_once(f"{name} {kind}", f"{name!r} was not measured at step {step} ({message}); training goes on")
+            kind = reason.partition(":")[0]
+            self._warn_once(f"{name} {kind}", f"{name!r} was not measured at step {step} ({reason}); training goes on")
 
-    def _check(self, model: nn.Module) -> None:
-        """Parameters that are not sharded, and what each measure checks itself."""
-        refuse_sharded(unwrap(model))
-        refuse_unsupported(unwrap(model))
-        for measure in self.measures.values():
-            check = getattr(measure, "check", None)
-            if check is not None:
-                check(unwrap(model))
+    def _prepare(self, model: nn.Module) -> None:
+        check_measures(self.measures, model)
 
-    def _about(self) -> dict[str, Any]:
-        measures = {
+    def _begin(self, run: Run, model: nn.Module, step: int) -> None:
+        """Nothing else belongs to the start."""
+
+    def _header(self) -> dict[str, Any]:
+        return measures_header(self.measures)
+
+
+def measure_all(
+    measures: Mapping[str, Measure], model: nn.Module
+) -> tuple[dict[str, float | None], dict[str, Exception]]:
+    """Take each measure of a model, and leave no trace on it.
+
+    Returns:
+        `<name>/<key>` of each number, None where it is not finite; and what went wrong, by the name of the measure.
+    """
+    values: dict[str, float | None] = {}
+    errors: dict[str, Exception] = {}
+    for name, measure in measures.items():
+        try:
+            with leave_no_trace(model), torch.no_grad(), ReadingSettings().autocast(device_of(model)):
+                found = measure(unwrap(model))
+            values |= {f"{name}/{key}": None if value is None else finite(float(value)) for key, value in found.items()}
+        except Exception as error:
+            errors[name] = error
+    return values, errors
+
+
+def check_measures(measures: Mapping[str, Measure], model: nn.Module) -> None:
+    """Raise ``ValueError`` where the model is sharded or unsupported, or does not fit one of the measures."""
+    refuse_sharded(unwrap(model))
+    refuse_unsupported(unwrap(model))
+    for measure in measures.values():
+        check = getattr(measure, "check", None)
+        if check is not None:
+            check(unwrap(model))
+
+
+def measures_header(measures: Mapping[str, Measure]) -> dict[str, Any]:
+    """Return what a record file's header says of the measures."""
+    return {
+        "measures": {
             name: {"kind": type(measure).__name__, "fingerprint": getattr(measure, "fingerprint", None)}
-            for name, measure in self.measures.items()
+            for name, measure in measures.items()
         }
-        return {"measures": measures}
+    }
 
 
-def _finite(value: Any) -> float | None:
-    number = math.nan if value is None else float(value)
-    return number if math.isfinite(number) else None
+def behaviour_row(monitor: BehaviourMonitor, found: Mapping[str, float | None]) -> Row:
+    """Give each number its key, `behaviour/<name>/<key>`; each measure has a line of the terminal."""
+    values = {f"behaviour/{key}": value for key, value in found.items() if value is not None}
+    names = [f"behaviour/{name}/" for name in monitor.measures]
+    lines = [{key: value for key, value in values.items() if key.startswith(name)} for name in names]
+    missing = [f"behaviour/{key}" for key, value in found.items() if value is None]
+    return Row(values, missing, [line for line in lines if line])
 
 
-def _check_measures(measures: Any) -> None:
+def _check_names(measures: Any) -> None:
     if not isinstance(measures, Mapping):
         raise TypeError(f"measures is a {type(measures).__name__}: give them by name, such as {{'loss': measure}}")
     if not measures:

@@ -1,9 +1,13 @@
-"""What is said to people: warnings once, and text that others have a hand in made fit for a terminal or a file."""
+"""What is said to people: warnings once, and text that others have a hand in, made fit for a terminal or a file."""
 
 from __future__ import annotations
 
 import re
 import warnings
+from typing import Literal
+
+#: What a failed measurement does: warn once and go on, or raise.
+OnError = Literal["warn", "raise"]
 
 #: Name and password of an address, and its query: the hub's links for downloads are signed there.
 _ADDRESS = re.compile(
@@ -13,7 +17,7 @@ _ADDRESS = re.compile(
 
 
 class WarnOnce:
-    """Gives the first warning of each key and swallows the others."""
+    """Give the first warning of each key, and swallow the others."""
 
     def __init__(self) -> None:
         self._given: set[str] = set()
@@ -26,7 +30,7 @@ class WarnOnce:
 
 
 def printable(text: str) -> str:
-    """`text` without what would act on a terminal, and without secrets in the addresses that it holds.
+    """Return `text` without what would act on a terminal, and without secrets in the addresses that it holds.
 
     Control characters and marks that turn the direction of writing become U+FFFD; line breaks and tabs stay. Of
     addresses, name, password and query are left out.

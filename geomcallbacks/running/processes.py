@@ -1,7 +1,8 @@
-"""The few things that processes of one run agree on. Without torch.distributed, a run is one process."""
+"""The few things that ranks of one run agree on. Without torch.distributed, a run is one process."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,17 +10,17 @@ import torch.distributed as dist
 
 
 def rank() -> int:
-    """Number of this process in the default group."""
+    """Return the number of this process in the default group."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """Processes in the default group."""
+    """Return the number of processes in the default group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def worst(status: int, groups: tuple[Any, ...], device: torch.device) -> int:
-    """The largest status of any process of the groups."""
+    """Return the largest status of any rank of the groups."""
     if not groups:
         return status
     largest = torch.tensor([status], device=device)
@@ -29,29 +30,32 @@ def worst(status: int, groups: tuple[Any, ...], device: torch.device) -> int:
 
 
 def any_process(flag: bool, device: torch.device) -> bool:
-    """Whether any process says so."""
-    if world_size() == 1:
-        return flag
-    return worst(int(flag), (dist.group.WORLD,), device) > 0
+    """Whether any rank says so."""
+    return flag if world_size() == 1 else worst(int(flag), (dist.group.WORLD,), device) > 0
 
 
 def first_decides(decision: bool, device: torch.device) -> bool:
-    """The decision of the first process."""
-    if world_size() == 1:
-        return decision
-    decided = torch.tensor([int(decision)], device=device)
-    dist.broadcast(decided, 0)
-    return bool(decided.item())
+    """Return the decision of the first rank."""
+    return bool(first_numbers([int(decision)], device)[0])
+
+
+def first_numbers(numbers: Sequence[int], device: torch.device) -> list[int]:
+    """Return the whole numbers of the first rank; all ranks give equally many."""
+    if world_size() == 1 or not numbers:
+        return list(numbers)
+    shared = torch.tensor(numbers, device=device)
+    dist.broadcast(shared, 0)
+    return shared.tolist()
 
 
 def from_first(text: str, device: torch.device) -> str:
-    """The first process's text, in every process. The others wait for it, no longer than the group's time-out."""
+    """Return the first rank's text. The others wait for it, no longer than the group's time-out."""
     if world_size() == 1:
         return text
-    data = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).to(device)
-    size = torch.tensor([data.numel()], device=device)
-    dist.broadcast(size, 0)
-    if rank() != 0:
-        data = torch.empty(int(size.item()), dtype=torch.uint8, device=device)
-    dist.broadcast(data, 0)
-    return bytes(data.tolist()).decode()
+    data = text.encode()
+    (size,) = first_numbers([len(data)], device)
+    shared = torch.empty(size, dtype=torch.uint8, device=device)
+    if rank() == 0:
+        shared.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+    dist.broadcast(shared, 0)
+    return bytes(shared.tolist()).decode()

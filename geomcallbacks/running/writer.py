@@ -7,27 +7,30 @@ import json
 import os
 import uuid
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save
 
-from geomcallbacks.record import SCHEMA, GeometryRecord, numbered, numbers, probes_folder, read_lines
+from geomcallbacks.probe import ProbeSet
+from geomcallbacks.record import SCHEMA, GeometryRecord, numbered, numbers, probes_folder, read_lines, spectra_folder
+from geomcallbacks.running.files import replace_file
 
 #: Writers of this process by file. A run that was interrupted (a notebook's stop button) still holds its lock.
 _OPEN: weakref.WeakValueDictionary[Path, RecordWriter] = weakref.WeakValueDictionary()
 
 
 class RecordWriter:
-    """Appends to a run's record file, which it keeps locked against other writers for as long as it is open.
+    """Append to a run's record file, and keep it locked against other writers for as long as it is open.
 
     Args:
         path: where the file is to be. A run that starts at update 0 where a file stands, or that meets another
             writer, takes the next free name (`geometry-2.jsonl`).
         step: update at which this process starts: 0, or that of the checkpoint it resumed from.
         header: settings, versions and probes, written as the header line.
+        run_id: of the run that goes on; None: the last file goes on where `step` is above 0, else a new run begins.
 
     Raises:
         OSError: the folder cannot be made or written.
@@ -38,55 +41,67 @@ class RecordWriter:
         self.path, self._file = _open_locked(Path(path), step > 0, run_id)
         _OPEN[self.path.resolve()] = self
         _end_torn_line(self.path, self._file)
-        self._write(
-            {"kind": "header", "schema": SCHEMA, "run_id": self.run_id, "resumed_from": step if step > 0 else None}
-            | dict(header)
-        )
+        resumed_from = step if step > 0 else None
+        begin = {"kind": "header", "schema": SCHEMA, "run_id": self.run_id, "resumed_from": resumed_from}
+        self._append({**begin, **header})
 
-    @property
-    def spectra_folder(self) -> Path:
-        """Where the eigenspectra of this file's records are kept."""
-        return self.path.with_name(f"{self.path.stem}-spectra")
+    def write(self, *lines: Mapping[str, Any]) -> None:
+        """Append measurements, each a flat mapping that has its `step` and no NaN."""
+        for line in lines:
+            self._append({"kind": "record", **line})
 
-    @property
-    def probes_folder(self) -> Path:
-        """Where the probes of this file's records are kept."""
-        return probes_folder(self.path)
+    def skip(self, step: int, reason: str, account: Mapping[str, Any]) -> None:
+        """Append that a measurement which was due was not taken, and why."""
+        self._append({"kind": "skip", "step": step, "reason": reason, **account})
 
-    def write(self, record: GeometryRecord | Mapping[str, Any]) -> None:
-        """Append one record: a GeometryRecord, or any flat mapping that has its `step` and no NaN."""
-        self._write({"kind": "record"} | dict(record.to_dict() if isinstance(record, GeometryRecord) else record))
+    def keep_spectra(self, step: int, records: Sequence[GeometryRecord]) -> str | None:
+        """Keep the eigenvalues of one measurement beside the file; see `write_spectra`."""
+        return write_spectra(spectra_folder(self.path), step, records)
 
-    def skip(self, step: int, reason: str, about: Mapping[str, Any] = {}) -> None:
-        """Append that a measurement which was due was not taken, why, and what else is to be said `about` it."""
-        self._write({"kind": "skip", "step": step, "reason": reason} | dict(about))
-
-    def write_spectra(self, step: int, spectra: Mapping[str, torch.Tensor]) -> str:
-        """Keep the eigenvalues of one measurement, by "<probe>/<layer>"; returns the file, relative to the records."""
-        return write_spectra(self.spectra_folder, step, spectra)
+    def keep_probes(self, probes: Iterable[ProbeSet]) -> None:
+        """Keep the probes beside the file: `geomcallbacks trace` measures the run's checkpoints on them."""
+        folder = probes_folder(self.path)
+        folder.mkdir(exist_ok=True)
+        for probe in probes:
+            file = folder / f"{probe.fingerprint}.safetensors"
+            if not file.is_file():
+                probe.save(file)
 
     def close(self) -> None:
         """Close the file and release its lock. Closing twice is harmless."""
         self._file.close()
 
-    def _write(self, line: Mapping[str, Any]) -> None:
+    def _append(self, line: Mapping[str, Any]) -> None:
         _append(self._file, (json.dumps(line, allow_nan=False, ensure_ascii=False) + "\n").encode())
 
 
-def write_spectra(folder: Path, step: int, spectra: Mapping[str, torch.Tensor]) -> str:
-    """Write the eigenvalues of one measurement to a file in `folder`; returns it, relative to the folder's parent."""
+def write_spectra(folder: Path, step: int, records: Sequence[GeometryRecord]) -> str | None:
+    """Write the eigenvalues of one measurement to a file in `folder`.
+
+    Returns:
+        The file, relative to the folder's parent; None where no record has eigenvalues.
+    """
+    found = {record.curve: record.eigenvalues for record in records if record.eigenvalues is not None}
+    if not found:
+        return None
     folder.mkdir(exist_ok=True)
     target = folder / f"step-{step:09d}.safetensors"
-    scratch = target.with_suffix(f".{os.getpid()}.tmp")
     # float32 keeps seven digits of each eigenvalue in half the space; the metrics are not computed from it.
-    kept = {key: value.to("cpu", torch.float32).contiguous() for key, value in spectra.items()}
-    scratch.write_bytes(save(kept))  # by Python, so that a full disk is an OSError
-    scratch.replace(target)
+    replace_file(target, save({key: values.to("cpu", torch.float32).contiguous() for key, values in found.items()}))
     return f"{folder.name}/{target.name}"
 
 
+def record_lines(records: Iterable[GeometryRecord], spectra: str | None) -> list[dict[str, Any]]:
+    """Return the lines of one measurement, each with the file of its eigenvalues and the key in it."""
+    lines = []
+    for record in records:
+        kept = spectra is not None and record.eigenvalues is not None
+        lines.append(record.to_dict() | {"spectrum": [spectra, record.curve] if kept else None})
+    return lines
+
+
 def _open_locked(path: Path, resume: bool, run_id: str | None) -> tuple[Path, Any]:
-    """The file of the run that goes on, or the next free name: a new run, or one that has left no file here."""
+    """Open the file of the run that goes on, or the next free name: a new run, or one that has left no file here."""
     path.parent.mkdir(parents=True, exist_ok=True)
     names = [numbered(path, number) for number in sorted(set(numbers(path)))]
     # A checkpoint that does not say which run it is of: the last file is the one that goes on.
@@ -133,7 +148,7 @@ def _lock(file: Any) -> bool:
 
 
 def _append(file: Any, data: bytes) -> None:
-    """All of `data` or nothing: where the disk is full, half a line must not stand before what follows later."""
+    """Write all of `data` or nothing: where the disk is full, half a line must not stand before what follows later."""
     end = os.fstat(file.fileno()).st_size
     try:
         while data:

@@ -13,7 +13,7 @@ from geomcallbacks.behaviour.memorisation import Memorisation
 from geomcallbacks.behaviour.monitor import Measure
 from geomcallbacks.behaviour.option_scores import ChoiceAccuracy
 from geomcallbacks.probe import ProbeSet
-from geomcallbacks.settings import Settings
+from geomcallbacks.settings import ReadingSettings
 from geomcallbacks.trace.rows import hub_rows, jsonl_rows
 
 
@@ -46,7 +46,7 @@ class BehaviourSource:
             if file is not None and not Path(file).is_file():
                 raise ValueError(f"{option} {file}: there is no such file")
 
-    def build(self, tokenizer: Any, probes: Mapping[str, ProbeSet], settings: Settings) -> dict[str, Measure]:
+    def build(self, tokenizer: Any, probes: Mapping[str, ProbeSet], settings: ReadingSettings) -> dict[str, Measure]:
         """The measures, by the name under which they are recorded."""
         measures: dict[str, Measure] = {}
         for label, source in self.choices.items():

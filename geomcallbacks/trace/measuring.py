@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from geomcallbacks.behaviour.monitor import BehaviourMonitor
-from geomcallbacks.measure import check_fit, measure_probe
-from geomcallbacks.running.writer import write_spectra
+from geomcallbacks.behaviour.monitor import BehaviourMonitor, check_measures
+from geomcallbacks.measure import measure_probe, prepare
+from geomcallbacks.running.writer import record_lines, write_spectra
 from geomcallbacks.trace.checkpoints.find import Checkpoint
 from geomcallbacks.trace.checkpoints.loading import load_model
 from geomcallbacks.trace.plan import Plan
@@ -29,7 +29,7 @@ class UnfitError(ValueError):
 
 @contextmanager
 def loaded(plan: Plan, checkpoint: Checkpoint, source: Path) -> Iterator[nn.Module]:
-    """The model of a checkpoint, under the arithmetic in which it is measured; its memory is free afterwards.
+    """Give the model of a checkpoint, under the arithmetic in which it is measured; free its memory afterwards.
 
     Raises:
         UnfitError: probes, settings or measures do not fit it.
@@ -38,9 +38,8 @@ def loaded(plan: Plan, checkpoint: Checkpoint, source: Path) -> Iterator[nn.Modu
     model = load_model(source, plan.reading, head=bool(plan.measures))
     try:
         try:
-            messages = check_fit(model, dict(plan.probes), plan.settings)
-            if plan.measures:
-                BehaviourMonitor(plan.measures)._check(model)
+            _, messages = prepare(model, plan.probes, plan.settings)
+            check_measures(plan.measures, model)
         except ValueError as error:
             raise UnfitError(f"{checkpoint}: {error}") from error
         for message in messages:
@@ -56,29 +55,23 @@ def loaded(plan: Plan, checkpoint: Checkpoint, source: Path) -> Iterator[nn.Modu
 
 
 def geometry_lines(plan: Plan, model: nn.Module, checkpoint: Checkpoint, spectra: Path) -> list[dict[str, Any]]:
-    """A line of the record file for each (probe, layer), their eigenvalues being kept in the folder `spectra`.
+    """Return a line of the record file for each (probe, layer); keep their eigenvalues in the folder `spectra`.
 
     Raises:
         ValueError: none of them has a value.
     """
+    reader, step = plan.settings.reader(model), checkpoint.step
     records = []
     for label, probe in plan.probes.items():
-        size = plan.batch_sizes.get((checkpoint.step, label), plan.settings.batch_size)
-        settings = replace(plan.settings, batch_size=size)
-        records += measure_probe(model, label, probe, settings, step=checkpoint.step, tokens=checkpoint.tokens)
+        settings = replace(plan.settings, batch_size=plan.batch_sizes.get((step, label), plan.settings.batch_size))
+        records += measure_probe(reader, label, probe, settings, step=step, tokens=checkpoint.tokens)
     if all(record.metrics["rankme"] is None for record in records):
         raise ValueError(f"nothing can be measured of it: {records[0].reasons['rankme']}")
-    kept = {f"{each.probe}/{each.layer}": each.eigenvalues for each in records if each.eigenvalues is not None}
-    file = write_spectra(spectra, checkpoint.step, kept)
-    keys = [f"{each.probe}/{each.layer}" for each in records]
-    return [
-        record.to_dict() | {"spectrum": [file, key] if key in kept else None}
-        for record, key in zip(records, keys, strict=True)
-    ]
+    return record_lines(records, write_spectra(spectra, step, records))
 
 
 def behaviour_lines(plan: Plan, model: nn.Module, checkpoint: Checkpoint) -> list[dict[str, Any]]:
-    """One line, of the measures' numbers as BehaviourMonitor gives them."""
+    """Return one line, of the measures' numbers as BehaviourMonitor gives them."""
     begin = time.perf_counter()
     values = BehaviourMonitor(plan.measures, on_error="raise").measure(model, checkpoint.step)
     seconds = time.perf_counter() - begin
@@ -86,7 +79,7 @@ def behaviour_lines(plan: Plan, model: nn.Module, checkpoint: Checkpoint) -> lis
 
 
 def _arithmetic(plan: Plan, model: nn.Module) -> AbstractContextManager[Any]:
-    """The autocast of the live run, unless the weights themselves are of that type."""
+    """Return the autocast of the live run, unless the weights themselves are of that type."""
     wanted = _AUTOCAST.get(plan.precision or "")
     own = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     if wanted is None or own == wanted:

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from geomcallbacks.behaviour.monitor import BehaviourMonitor, Measure
+from geomcallbacks.behaviour.monitor import Measure, measures_header
 from geomcallbacks.probe import ProbeSet
-from geomcallbacks.settings import Settings, about
+from geomcallbacks.settings import ReadingSettings
 from geomcallbacks.trace.checkpoints.find import Checkpoint
 from geomcallbacks.trace.checkpoints.hub import Hub
 from geomcallbacks.trace.checkpoints.loading import Reading
@@ -20,7 +20,7 @@ from geomcallbacks.trace.recorded import Recorded
 from geomcallbacks.trace.vocabulary import Vocabulary, find_vocabulary
 
 Probes = ProbeSet | ProbeSource | Mapping[str, ProbeSet | ProbeSource]
-Measures = Mapping[str, Measure] | Callable[[Any, Mapping[str, ProbeSet], Settings], Mapping[str, Measure]]
+Measures = Mapping[str, Measure] | Callable[[Any, Mapping[str, ProbeSet], ReadingSettings], Mapping[str, Measure]]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Plan:
     """
 
     reading: Reading
-    settings: Settings
+    settings: ReadingSettings
     probes: Mapping[str, ProbeSet]
     measures: Mapping[str, Measure]
     vocabulary: Vocabulary | None
@@ -49,17 +49,17 @@ class Plan:
 
     def geometry_header(self, curve: Mapping[str, Any]) -> dict[str, Any]:
         """What the header of the record file says of how its numbers came about; `curve`: `models` and `dtype`."""
-        fields = about(self.settings, self.probes)
-        fields["settings"]["recorded_precision"] = self.precision
+        settings = self.settings.header() | {"recorded_precision": self.precision}
         # Models in order are trained from one another: only the first can have been random.
         from_scratch = False if len(curve["models"]) > 1 else self.from_scratch
         if from_scratch is not None:
-            fields["settings"]["from_scratch"] = from_scratch
-        return {"trace": curve, **fields, "versions": _versions()}
+            settings["from_scratch"] = from_scratch
+        probes = {label: {"fingerprint": p.fingerprint, "rows": len(p)} for label, p in self.probes.items()}
+        return {"trace": curve, "settings": settings, "probes": probes, "versions": _versions()}
 
     def behaviour_header(self, curve: Mapping[str, Any]) -> dict[str, Any]:
         """The same for the file of the measures' numbers."""
-        return {"trace": curve, **BehaviourMonitor(self.measures)._about(), "versions": _versions()}
+        return {"trace": curve, **measures_header(self.measures), "versions": _versions()}
 
 
 def make_plan(
@@ -79,7 +79,7 @@ def make_plan(
         hub: fetches it.
         reading: how checkpoints are turned into models.
         recorded: how the run was measured live, where the checkpoints are a run's.
-        settings: arguments of `Settings`, in place of those that the run's records state.
+        settings: arguments of `ReadingSettings`, in place of those that the run's records state.
         probes: see `trace`.
         measures: see `trace`.
 
@@ -87,7 +87,7 @@ def make_plan(
         ValueError, TypeError: a setting is wrong by itself, a probe cannot be built or does not fit the settings, there
             is no tokenizer or no such device.
     """
-    chosen = Settings(**((recorded.settings if recorded else {}) | dict(settings)))
+    chosen = ReadingSettings(**((recorded.settings if recorded else {}) | dict(settings)))
     precision = recorded.precision if recorded is not None and chosen.precision == "training" else None
     reading = reading.resolve(dtype="fp32" if precision in (None, "fp32") else "auto")
     if probes is None:

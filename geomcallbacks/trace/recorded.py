@@ -11,7 +11,7 @@ from geomcallbacks.probe import ProbeSet
 from geomcallbacks.record import probes_folder, read_lines, read_records, record_files
 from geomcallbacks.trace.checkpoints.steps import parse_name
 
-#: Settings of a header that say what a number means; `Settings` takes them by the same names. Not `module`, which is a
+#: Settings of a header that say what a number means; `ReadingSettings` takes them by the same names. Not `module`, which is a
 #: way through the training loop's own wrapper.
 _SETTINGS = ("layers", "positions", "alpha_window", "batch_size", "intervals")
 
@@ -21,7 +21,7 @@ class Recorded:
     """How a run was measured.
 
     Attributes:
-        settings: arguments of `Settings`.
+        settings: arguments of `ReadingSettings`.
         precision: arithmetic of the live forward pass, as its records name it.
         fingerprints: of its probes, by label.
         probes: those of them that are kept beside the records, or in the folder under any name.
