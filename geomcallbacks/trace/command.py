@@ -90,11 +90,8 @@ def run(given: argparse.Namespace) -> int:
         return 130
     except ModuleNotFoundError as error:
         raise ValueError(f'{error.name} is not installed: pip install "geomcallbacks[trace]"') from error
-    parts = [f"{len(summary.measured)} measured"]
-    parts += [f"{summary.before} before"] if summary.before else []
-    parts += [f"{len(summary.failed)} failed"] if summary.failed else []
-    files = [str(path) for path in (summary.path, summary.behaviour) if path is not None]
-    print(f"{', '.join(parts)}: {' and '.join(files)}")
+    files = " and ".join(str(path) for path in (summary.path, summary.behaviour) if path is not None)
+    print(f"{len(summary.measured)} measured, {summary.before} before, {len(summary.failed)} failed: {files}")
     return summary.exit_status
 
 
@@ -140,8 +137,7 @@ def measures_of(given: argparse.Namespace) -> Measures | None:
 def _add_probe(add: Callable[..., object]) -> None:
     text = f"text (.txt, .jsonl, .parquet), hub data set, saved ProbeSet (.safetensors), or {OFFLINE}: Python's library"
     add("--probe", nargs="+", action="extend", metavar="[LABEL=]SOURCE", help=f"{text} (the run's, else {OFFLINE})")
-    text = "15,000 rows of FineWeb of at most 512 tokens, last position, ranks 12-100 (Li et al. 2025)"
-    add("--preset", choices=["paper"], help=text)
+    add("--preset", choices=["paper"], help="15,000 rows of FineWeb, last position, ranks 12-100 (Li et al. 2025)")
     add("--probe-rows", type=int, metavar="N", help="rows of each probe (1024)")
     add("--probe-length", type=int, metavar="N", help="tokens to which a row is cut (128)")
     add("--probe-min-length", type=int, metavar="N", help="texts of fewer tokens are passed over (32)")
@@ -154,26 +150,19 @@ def _add_behaviour(add: Callable[..., object]) -> None:
     text = "multiple choice: saved by Choices.save (.json), or rows of SciQ's schema (.jsonl, hub data set)"
     add("--choices", nargs="+", action="extend", metavar="[LABEL=]SOURCE", help=text)
     add("--choices-split", default="test", metavar="NAME", help="split of a hub data set (test)")
-    text = "also answer them with so many eigendirections of the first probe kept or removed"
-    add("--intervention", metavar="K,K,…", help=text)
-    text = (
-        "rank correlation with an infini-gram model: saved by Memorisation.save, as memorisation.safetensors of a run"
-    )
-    add("--memorisation", metavar="FILE", help=text)
+    add("--intervention", metavar="K,K,…", help="answer with K directions of the first probe kept or removed, too")
+    add("--memorisation", metavar="FILE", help="correlation with n-grams: memorisation.safetensors of a run")
 
 
 def _add_settings(add: Callable[..., object]) -> None:
     number = lambda text: int(text) if text.lstrip("-").isdigit() else text
-    text = "numbers as in hidden_states, or submodules' names (-1)"
-    add("--layers", nargs="+", type=number, metavar="LAYER", help=text)
+    add("--layers", nargs="+", type=number, metavar="LAYER", help="numbers as in hidden_states, or submodules (-1)")
     add("--positions", type=number, metavar="last|K|all|mean", help="which positions of a row (last)")
     add("--alpha-window", nargs=2, type=int, metavar=("A", "B"), help="ranks over which alpha is fitted (11 100)")
-    text = "training: as recorded in a run's folder, else that of the weights; bf16: autocast (training)"
-    add("--precision", choices=["training", "fp32", "bf16"], help=text)
+    add("--precision", choices=["training", "fp32", "bf16"], help="as recorded, else that of the weights; or autocast")
     add("--batch-size", type=int, metavar="N", help="rows that go through the model together (32)")
     add("--module", metavar="NAME", help="submodule to read, where it is not found")
-    text = "a 95 %% interval for each metric, by resampling the probe's rows"
-    add("--intervals", action="store_const", const=True, help=text)
+    add("--intervals", action="store_const", const=True, help="a 95 %% interval for each metric, over the probe's rows")
 
 
 def _add_reading(add: Callable[..., object]) -> None:

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from geomcallbacks.record import SCHEMA, read_lines, read_records
+from geomcallbacks.record import SCHEMA, read_lines, spectra_folder
 from geomcallbacks.running.files import replace_file
 from geomcallbacks.trace.checkpoints.find import Checkpoint
 
@@ -28,97 +28,73 @@ class TraceFile:
     Args:
         path: where it is, or is to be.
         header: what its header says: `trace`, `settings`, `probes`, `measures`, `versions`; what JSON holds.
+        checkpoints: of the curve.
 
     Raises:
-        ValueError: the file there is of another curve, other settings or other probes; or its spectra would be
+        ValueError: the file there is of another curve, other checkpoints, settings or probes; or its spectra would be
             written through a link.
     """
 
-    def __init__(self, path: str | Path, header: Mapping[str, Any]) -> None:
+    def __init__(self, path: str | Path, header: Mapping[str, Any], checkpoints: Sequence[Checkpoint]) -> None:
         self.path = Path(path)
         self.header: dict[str, Any] = json.loads(json.dumps(header))
-        if self.spectra_folder.is_symlink():
+        if spectra_folder(self.path).is_symlink():
             raise ValueError(
-                f"{self.spectra_folder} is a link, and no spectra are written through it: give another --out"
+                f"{spectra_folder(self.path)} is a link, and no spectra are written through it: give another --out"
             )
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(self.path.parent):
-            headers, lines = self._begun()
-            if not any(header.get("versions") == self.header.get("versions") for header in headers):
-                run_id = headers[0]["run_id"] if headers else uuid.uuid4().hex[:12]
-                new = {"kind": "header", "schema": SCHEMA, "run_id": run_id, "resumed_from": None}
-                self._replace([*headers, new | self.header], lines)
-
-    @property
-    def spectra_folder(self) -> Path:
-        """Where the eigenspectra of this file's records are kept."""
-        return self.path.with_name(f"{self.path.stem}-spectra")
-
-    def done(self, checkpoints: Sequence[Checkpoint], *, placed: bool = False) -> set[int]:
-        """Steps whose measurements stand in the file.
-
-        Args:
-            checkpoints: of the curve.
-            placed: they are of several models and stand at their places, so that a revision may come twice.
-
-        Raises:
-            ValueError: they are of other checkpoints than these.
-        """
-        at = {} if placed else {each.revision: each.step for each in checkpoints}
-        steps = {each.step: each for each in checkpoints}
-        found = set()
-        for record in read_records(self.path):
-            revision, step = record["revision"], record["step"]
-            other = steps.get(step)
-            if at.get(revision, step) != step or (other is not None and other.revision != revision):
-                now = f"it stands at {at[revision]}" if revision in at else f"{other} stands there"
-                raise ValueError(
-                    f"{self.path} has {record['model']}@{revision} at step {step}, and now {now}: give the same"
-                    " revisions to go on with it, or another --out"
-                )
-            found.add(step)
-        return found
+        #: Steps whose measurements stand in the file.
+        self.done = {line["step"] for line in self._begun()[1] if self._is_of(checkpoints, line)}
 
     def add(self, checkpoint: Checkpoint, records: Sequence[Mapping[str, Any]]) -> None:
         """Put in all measurements of one checkpoint, in place of any that are there."""
-        self._put(checkpoint, [{"kind": "record"} | dict(record) for record in records])
+        self._put(checkpoint, [{"kind": "record", **record} for record in records])
+        self.done.add(checkpoint.step)
 
     def skip(self, checkpoint: Checkpoint, reason: str) -> None:
         """Put in why a checkpoint could not be measured, unless it is; goes when it is measured after all."""
-        self._put(checkpoint, [{"kind": "skip", "step": checkpoint.step, "reason": reason}])
+        if checkpoint.step not in self.done:
+            self._put(checkpoint, [{"kind": "skip", "step": checkpoint.step, "reason": reason}])
 
     def _put(self, checkpoint: Checkpoint, new: list[dict[str, Any]]) -> None:
         with locked(self.path.parent):
-            headers, lines = self._read()
-            for header in headers:  # another trace may have begun it anew
-                self._check_same(header)
-            here = [line["kind"] for line in lines if line["step"] == checkpoint.step]
-            if "record" in here and new[0]["kind"] == "skip":
-                return
-            new = [line | {"model": checkpoint.model, "revision": checkpoint.revision} for line in new]
+            headers, lines = self._begun()  # another trace may have begun it anew
+            if not any(header.get("versions") == self.header.get("versions") for header in headers):
+                run_id = headers[0]["run_id"] if headers else uuid.uuid4().hex[:12]
+                begin = {"kind": "header", "schema": SCHEMA, "run_id": run_id, "resumed_from": None}
+                headers.append(begin | self.header)
             kept = [line for line in lines if line["step"] != checkpoint.step]
-            self._replace(headers, sorted(kept + new, key=lambda line: int(line["step"])))
+            kept += [line | {"model": checkpoint.model, "revision": checkpoint.revision} for line in new]
+            self._replace(headers, sorted(kept, key=lambda line: int(line["step"])))
 
     def _begun(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Headers and lines of the trace that goes on in the file."""
+        """Return headers and other lines of the trace that goes on in the file."""
+        text = f"{self.path} is no record file of a trace: give another --out"
         try:
-            headers, lines = self._read()
+            found = read_lines(self.path) if self.path.exists() else []
         except ValueError as error:
-            raise ValueError(f"{self.path} is no record file of a trace: give another --out ({error})") from error
+            raise ValueError(f"{text} ({error})") from error
+        headers = [line for line in found if line.get("kind") == "header"]
+        lines = [line for line in found if line.get("kind") != "header"]
         if not headers and self.path.exists() and self.path.stat().st_size > 0:
-            raise ValueError(f"{self.path} is no record file of a trace: give another --out")
-        try:
-            for header in headers:
-                self._check_same(header)
-        except ValueError:
-            if any(line.get("kind") == "record" for line in lines) or not all("trace" in each for each in headers):
-                raise
-            return [], []  # nothing was measured in that way: the first try was mistaken
+            raise ValueError(text)
+        for header in headers:
+            self._check_same(header)
         return headers, lines
 
-    def _read(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        lines = read_lines(self.path) if self.path.exists() else []
-        return [x for x in lines if x.get("kind") == "header"], [x for x in lines if x.get("kind") != "header"]
+    def _is_of(self, checkpoints: Sequence[Checkpoint], line: Mapping[str, Any]) -> bool:
+        """Return whether a line is a measurement. Raise ``ValueError`` where it is of other checkpoints than these."""
+        if line["kind"] != "record":
+            return False
+        step, revision = line["step"], line["revision"]
+        clash = [each for each in checkpoints if (each.step == step) != (each.revision == revision)]
+        if clash and not any(each.step == step and each.revision == revision for each in checkpoints):
+            now = " and ".join(f"{each} stands at {each.step}" for each in clash)
+            raise ValueError(
+                f"{self.path} has {line['model']}@{revision} at step {step}, and now {now}: give the same revisions to"
+                " go on with it, or another --out"
+            )
+        return True
 
     def _replace(self, headers: list[dict[str, Any]], lines: list[dict[str, Any]]) -> None:
         text = "".join(json.dumps(line, allow_nan=False, ensure_ascii=False) + "\n" for line in (*headers, *lines))

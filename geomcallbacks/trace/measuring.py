@@ -15,6 +15,7 @@ from torch import nn
 
 from geomcallbacks.behaviour.monitor import BehaviourMonitor, check_measures
 from geomcallbacks.measure import measure_probe, prepare
+from geomcallbacks.record import spectra_folder
 from geomcallbacks.running.writer import record_lines, write_spectra
 from geomcallbacks.trace.checkpoints.find import Checkpoint
 from geomcallbacks.trace.checkpoints.loading import load_model
@@ -54,8 +55,8 @@ def loaded(plan: Plan, checkpoint: Checkpoint, source: Path) -> Iterator[nn.Modu
             torch.cuda.empty_cache()
 
 
-def geometry_lines(plan: Plan, model: nn.Module, checkpoint: Checkpoint, spectra: Path) -> list[dict[str, Any]]:
-    """Return a line of the record file for each (probe, layer); keep their eigenvalues in the folder `spectra`.
+def geometry_lines(plan: Plan, model: nn.Module, checkpoint: Checkpoint, path: Path) -> list[dict[str, Any]]:
+    """Return a line of the record file `path` for each (probe, layer), and keep their eigenvalues beside it.
 
     Raises:
         ValueError: none of them has a value.
@@ -67,11 +68,11 @@ def geometry_lines(plan: Plan, model: nn.Module, checkpoint: Checkpoint, spectra
         records += measure_probe(reader, label, probe, settings, step=step, tokens=checkpoint.tokens)
     if all(record.metrics["rankme"] is None for record in records):
         raise ValueError(f"nothing can be measured of it: {records[0].reasons['rankme']}")
-    return record_lines(records, write_spectra(spectra, step, records))
+    return record_lines(records, write_spectra(spectra_folder(path), step, records))
 
 
-def behaviour_lines(plan: Plan, model: nn.Module, checkpoint: Checkpoint) -> list[dict[str, Any]]:
-    """Return one line, of the measures' numbers as BehaviourMonitor gives them."""
+def behaviour_lines(plan: Plan, model: nn.Module, checkpoint: Checkpoint, path: Path) -> list[dict[str, Any]]:
+    """Return one line for the file `path`, of the measures' numbers as BehaviourMonitor gives them."""
     begin = time.perf_counter()
     values = BehaviourMonitor(plan.measures, on_error="raise").measure(model, checkpoint.step)
     seconds = time.perf_counter() - begin

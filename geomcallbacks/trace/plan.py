@@ -119,8 +119,5 @@ def make_plan(
 def _versions() -> dict[str, str]:
     import transformers
 
-    return {
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "transformers": str(transformers.__version__),
-    }
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    return {"python": platform.python_version(), **{name: str(version) for name, version in versions.items()}}

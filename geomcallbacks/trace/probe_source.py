@@ -110,13 +110,10 @@ def labelled(given: Sequence[str], option: str = "probe") -> dict[str, str]:
     found: dict[str, str] = {}
     for text in given:
         match = None if Path(text).exists() else _LABEL.fullmatch(text)
-        if match:
-            label, source = match[1], match[2]
-        else:
-            label, source = (option if len(given) == 1 else Path(text).stem), text
+        label = match[1] if match else option if len(given) == 1 else Path(text).stem
         if label in found:
             raise ValueError(
                 f"--{option} {text}: there are two of the label {label!r}; give each its own, LABEL=SOURCE"
             )
-        found[label] = source
+        found[label] = match[2] if match else text
     return found

@@ -11,8 +11,8 @@ from geomcallbacks.probe import ProbeSet
 from geomcallbacks.record import probes_folder, read_lines, read_records, record_files
 from geomcallbacks.trace.checkpoints.steps import parse_name
 
-#: Settings of a header that say what a number means; `ReadingSettings` takes them by the same names. Not `module`, which is a
-#: way through the training loop's own wrapper.
+#: Settings of a header that say what a number means, by their names in `ReadingSettings`. Not `module`, which is a way
+#: through the training loop's own wrapper.
 _SETTINGS = ("layers", "positions", "alpha_window", "batch_size", "intervals")
 
 

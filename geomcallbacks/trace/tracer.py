@@ -7,15 +7,13 @@ and the checkpoints of a run's folder are read with the probe, the settings and 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
+from geomcallbacks.record import spectra_folder
 from geomcallbacks.running.messages import printable
 from geomcallbacks.trace.checkpoints.fetching import fetch_ahead
 from geomcallbacks.trace.checkpoints.find import Checkpoint, find_checkpoints
@@ -49,15 +47,6 @@ class Summary:
     def exit_status(self) -> int:
         """1 where a checkpoint failed, else 0."""
         return int(bool(self.failed))
-
-
-@dataclass(frozen=True)
-class _Output:
-    """A file, the steps that stand in it, and what gives the lines of a checkpoint that does not."""
-
-    file: TraceFile
-    done: set[int]
-    lines: Callable[[nn.Module, Checkpoint], list[dict[str, Any]]]
 
 
 def trace(
@@ -112,54 +101,58 @@ def trace(
     plan = make_plan(with_tokenizer, hub, reading, recorded, settings=settings or {}, probes=probes, measures=measures)
     path = Path(out).expanduser() if out is not None else default_out(names)
     curve = {"models": [path_from(name, path) for name in names], "dtype": plan.reading.dtype}
-    outputs = _outputs(plan, curve, path, checkpoints)
-    todo = [each for each in own if any(each.step not in output.done for output in outputs)]
-    folder, shown = outputs[0].file.spectra_folder, progress and share[0] == 0
+    files = [TraceFile(path, plan.geometry_header(curve), checkpoints)]
+    if plan.measures:
+        files.append(TraceFile(behaviour_out(path), plan.behaviour_header(curve), checkpoints))
+    todo = [each for each in own if any(each.step not in file.done for file in files)]
+    fits = len(names) > 1 or all(file.done for file in files)
+    folder, before = spectra_folder(path), len(own) - len(todo)
+    folder.mkdir(exist_ok=True)
     with locked(folder, shared=True) if share[1] > 1 else nullcontext():
-        measured, failed = _measure(plan, todo, hub, outputs, several=len(names) > 1, total=len(own), shown=shown)
+        measured, failed = _measure(plan, todo, hub, files, fits=fits, before=before, shown=progress and share[0] == 0)
     if share[1] > 1 and failed:
         # A launcher ends all processes when one ends with an error: this one waits until the others have ended.
         with locked(folder):
             pass
-    behaviour = outputs[1].file.path if len(outputs) > 1 else None
-    return Summary(path, behaviour, measured, len(own) - len(todo), failed)
-
-
-def _outputs(plan: Plan, curve: Mapping[str, Any], path: Path, checkpoints: list[Checkpoint]) -> list[_Output]:
-    """The record file, and that of behaviour where it is measured."""
-    file = TraceFile(path, plan.geometry_header(curve))
-    file.spectra_folder.mkdir(exist_ok=True)
-    found = [(file, partial(geometry_lines, plan, spectra=file.spectra_folder))]
-    if plan.measures:
-        found.append((TraceFile(behaviour_out(path), plan.behaviour_header(curve)), partial(behaviour_lines, plan)))
-    placed = len(curve["models"]) > 1
-    return [_Output(file, file.done(checkpoints, placed=placed), lines) for file, lines in found]
+    return Summary(path, files[1].path if plan.measures else None, measured, before, failed)
 
 
 def _measure(
-    plan: Plan, todo: list[Checkpoint], hub: Hub, outputs: list[_Output], *, several: bool, total: int, shown: bool
+    plan: Plan, todo: list[Checkpoint], hub: Hub, files: list[TraceFile], *, fits: bool, before: int, shown: bool
 ) -> tuple[list[str], dict[str, str]]:
-    """Measure one checkpoint after another; returns which, and why others could not be."""
+    """Measure one checkpoint after another, and put what each gives into the files that lack it.
+
+    Args:
+        plan: what is measured, and how.
+        todo: the checkpoints.
+        hub: fetches them.
+        files: the record file, and that of behaviour where it is measured.
+        fits: a checkpoint that probes or settings do not fit is passed over; else the first of all raises.
+        before: how many others have been measured.
+        shown: show a bar.
+
+    Returns:
+        Which were measured, and why others could not be.
+    """
     from tqdm import tqdm
 
     measured: list[str] = []
     failed: dict[str, str] = {}
-    known_to_fit = several or all(output.done for output in outputs)
-    before = total - len(todo)
-    with tqdm(total=total, initial=before, unit="checkpoint", disable=None if shown else True) as bar:
+    disable = None if shown else True  # None: only where stderr is no terminal
+    with tqdm(total=before + len(todo), initial=before, unit="checkpoint", disable=disable) as bar:
         for checkpoint, fetched in fetch_ahead(todo, hub, evict=plan.reading.evict):
             bar.set_description(checkpoint.revision)
             try:
                 with loaded(plan, checkpoint, fetched.result()) as model:
-                    for output in outputs:
-                        if checkpoint.step not in output.done:
-                            output.file.add(checkpoint, output.lines(model, checkpoint))
+                    for file, lines in zip(files, (geometry_lines, behaviour_lines), strict=False):
+                        if checkpoint.step not in file.done:
+                            file.add(checkpoint, lines(plan, model, checkpoint, file.path))
                 measured.append(str(checkpoint))
             except Exception as error:
-                if isinstance(error, UnfitError) and not (known_to_fit or measured):
+                if isinstance(error, UnfitError) and not (fits or measured):
                     raise  # nor will it fit the others; of several models each may be another
                 reason = failed[str(checkpoint)] = printable(f"{type(error).__name__}: {error}")
-                outputs[0].file.skip(checkpoint, reason)
+                files[0].skip(checkpoint, reason)
                 tqdm.write(f"geomcallbacks trace: {checkpoint} was not measured ({reason})", file=sys.stderr)
             bar.update()
     return measured, failed

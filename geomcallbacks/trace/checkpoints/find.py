@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from geomcallbacks.trace.checkpoints.folders import Found, choose_found, folder_checkpoints
-from geomcallbacks.trace.checkpoints.hub import Hub, is_hub_name
+from geomcallbacks.trace.checkpoints.hub import Hub
 from geomcallbacks.trace.checkpoints.revisions import choose_names
 from geomcallbacks.trace.checkpoints.steps import place_names
 
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 #: Training tokens of one update where branch names do not say: 1,024 rows of 2,048 (Biderman et al. 2023).
 TOKENS_PER_UPDATE = {"EleutherAI/pythia-": 1024 * 2048}
 
@@ -77,7 +79,7 @@ def _of_model(model: str, hub: Hub, revisions: str | Sequence[str] | None) -> tu
     if path.exists():
         return path.resolve().name, choose_found(folder_checkpoints(path), revisions, model)
     name, _, own = model.partition("@")
-    if not is_hub_name(name):
+    if not _HUB_NAME.fullmatch(name):
         raise ValueError(f"{model} is no folder, and no hub name such as EleutherAI/pythia-160m: check the path")
     if own and revisions is not None:
         raise ValueError(f"{model} names its revision itself: give that, or --revisions, not both")

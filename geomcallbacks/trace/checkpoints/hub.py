@@ -51,8 +51,7 @@ class Hub:
         except Exception as error:  # no network, by many names; the hub down
             names = list(self.cached(model)) or sorted(self._commits(model))  # what was fetched by commit has no name
             if not names:
-                wanted = f"{model!r} is no folder here; as a hub name, it"
-                raise ValueError(_not_cached(wanted, model, error)) from error
+                raise ValueError(_not_cached(model, None, error)) from error
             later = any(named.stage > 1 for name in names if (named := parse_name(name)) is not None)
             if later or not constants.HF_HUB_OFFLINE:  # which the user has set, and knows
                 stages = ", and stages are taken to go on from the last of them in the stage before" if later else ""
@@ -100,8 +99,7 @@ class Hub:
             except OfflineModeIsEnabled:  # the client 1.33 asks the hub before it looks for a commit
                 folder = Path(download(local_files_only=True))
         except LocalEntryNotFoundError as error:
-            wanted = f"revision {revision!r} of {model}"
-            raise ValueError(_not_cached(wanted, f"{model} --revision {revision}", error)) from error
+            raise ValueError(_not_cached(model, revision, error)) from error
         finally:  # a fetch that broke off leaves files, too; other processes fetch other commits meanwhile
             commit = self.cached(model).get(revision, revision)
             if commit in self._commits(model) - self._before[model]:
@@ -129,20 +127,9 @@ class Hub:
         return self.cache_dir / f"models--{model.replace('/', '--')}"
 
 
-def is_hub_name(name: str) -> bool:
-    """Whether a model on the hub can be called so."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True
-
-
-def _not_cached(wanted: str, download: str, error: Exception) -> str:
+def _not_cached(model: str, revision: str | None, error: Exception) -> str:
+    name, option = (f"{model}@{revision}", f" --revision {revision}") if revision else (model, "")
     return (
-        f"{wanted} is not in the hub's cache, and the hub cannot be reached ({refusal(error)}): with a network, run"
-        f" `hf download {download}` first, or unset HF_HUB_OFFLINE"
+        f"{name} is no folder here and not in the hub's cache, and the hub cannot be reached ({refusal(error)}): with a"
+        f" network, run `hf download {model}{option}` first, or unset HF_HUB_OFFLINE"
     )
