@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import json
 import os
-import random
-import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import hub_cache
+import micro
 import numpy as np
 import pytest
 import tiny
@@ -30,70 +27,32 @@ from transformers import AutoModelForCausalLM
 from geomcallbacks import GeometryMonitor, ProbeSet, read_records, read_spectra
 from geomcallbacks.cli import main
 from geomcallbacks.metrics import METRIC_NAMES
-from geomcallbacks.settings import Settings
-from geomcallbacks.trace import command as trace_command
-from geomcallbacks.trace import trace
+from geomcallbacks.trace import ProbeSource, Reading, trace, tracer
 from geomcallbacks.trace.checkpoints.hub import Hub
-from geomcallbacks.trace.file import behaviour_out, default_out
-from geomcallbacks.trace import tracer
-from geomcallbacks.trace import Reading
-from geomcallbacks.trace.probe_source import ProbeSource, labelled
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SETTINGS = {"alpha_window": tiny.WINDOW, "batch_size": 16}
-NEOX = {"step0": 0, "step8": 1, "step1000": 2, "main": 2}
-OLMO = {"stage1-step1000-tokens2B": 3, "stage1-step2000-tokens4B": 4, "stage2-ingredient1-step10-tokens1B": 5}
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A hub cache with a GPT-NeoX and an OLMo-2 model under several revisions."""
-    folder = tmp_path_factory.mktemp("hub")
-    for revision, seed in NEOX.items():
-        hub_cache.add_revision(folder, "org/neox", revision, hub_cache.model_files(seed))
-    for revision, seed in OLMO.items():
-        hub_cache.add_revision(folder, "org/olmo", revision, hub_cache.model_files(seed, "olmo2"))
-    hub_cache.add_revision(folder, "org/mute", "main", hub_cache.model_files(0, tokenizer=False))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("texts") / "texts.jsonl"
-    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in tiny.texts(100)))
-    return file
-
-
-@pytest.fixture
-def read(cache: Path) -> Reading:
-    return Reading(cache_dir=str(cache), device="cpu")
-
-
-@pytest.fixture
-def source(texts: Path) -> ProbeSource:
-    return ProbeSource(str(texts), rows=80, length=40)
+CPU = Reading(device="cpu")
 
 
 def values(record: dict[str, Any]) -> list[float]:
     return [record[name] for name in METRIC_NAMES]
 
 
-def command(*arguments: object, cache: Path | None = None, **environment: str) -> subprocess.Popen[str]:
+def save(folder: Path, seed: int = 0) -> Path:
+    tiny.model(seed=seed).save_pretrained(folder)
+    return folder
+
+
+def command(*arguments: object, **environment: str) -> subprocess.Popen[str]:
     """The command line in a process of its own."""
-    own = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "HF_HUB_OFFLINE")
+    own = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     env = {key: value for key, value in os.environ.items() if key not in own}
-    env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_XET": "1"}
-    env |= {"HF_HUB_CACHE": str(cache)} if cache else {}
+    env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", "geomcallbacks", "trace", *map(str, arguments)],
         env=env | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-
-
-def ended(process: subprocess.Popen[str], status: int = 0) -> str:
-    out, error = process.communicate(timeout=240)
-    assert process.returncode == status, (process.returncode, out, error[-3000:])
-    return out + error
 
 
 # Live equals traced.
@@ -102,18 +61,13 @@ def ended(process: subprocess.Popen[str], status: int = 0) -> str:
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     folder = tmp_path_factory.mktemp("runs")
-    rng = random.Random(0)
-    words = ["alpha", "beta", "gamma", "delta", "return", "def", "self", "value", "import", "for"]
-    with (folder / "texts.jsonl").open("w") as file:
-        for _ in range(150):
-            text = "\n".join(" ".join(rng.choices(words, k=8)) + f" {rng.randrange(10**4)}" for _ in range(12))
-            file.write(json.dumps({"text": text}) + "\n")
+    texts = micro.write_jsonl(folder / "texts.jsonl", [{"text": micro.module_text(seed)} for seed in range(150)])
 
     def run(name: str, **changed: Any) -> Path:
         settings: dict[str, Any] = dict(
-            output_dir=str(folder / name), dataset=str(folder / "texts.jsonl"), vocab_size=300, hidden_size=16,
-            layers=1, updates=12, batch_size=4, seq_length=16, warmup=4, threads=1, probe_rows=24, probe_length=16,
-            probe_batch=10, positions="4", alpha_first=2, alpha_last=12, accelerator="cpu", wandb="disabled",
+            output_dir=str(folder / name), dataset=str(texts), vocab_size=300, hidden_size=16, layers=1, updates=12,
+            batch_size=4, seq_length=16, warmup=4, threads=1, probe_rows=24, probe_length=16, probe_batch=10,
+            positions="4", alpha_first=2, alpha_last=12, accelerator="cpu", wandb="disabled",
         )  # fmt: skip
         pretrain(PretrainSettings(**(settings | changed)))
         return folder / name
@@ -143,47 +97,6 @@ def test_live_equals_traced(pretrained: Callable[..., Path], changed: dict[str, 
         )
 
 
-def test_what_the_user_gives_replaces_what_was_recorded(pretrained: Callable[..., Path], tmp_path: Path) -> None:
-    run, out = pretrained("given", updates=2), tmp_path / "other.jsonl"
-    more = ["--layers", "0", "-1", "--positions", "last", "--alpha-window", "2", "6", "--batch-size", "7"]
-    assert main(["trace", str(run), "--out", str(out), "--precision", "bf16", "--device", "cpu", *more]) == 0
-    records = read_records(out)
-    assert {record["layer"] for record in records} == {"layer0", "layer1"}
-    said = {(r["positions"], r["batch_size"], r["precision"], tuple(r["alpha_window"])) for r in records}
-    assert said == {("last", 7, "bf16", (2, 6))}
-
-
-def test_a_batch_that_memory_had_halved_is_measured_so_again(pretrained: Callable[..., Path]) -> None:
-    run = pretrained("halved", updates=2)
-    lines = (run / "geometry.jsonl").read_text().splitlines()
-    lines[-1] = lines[-1].replace('"batch_size": 10', '"batch_size": 5')
-    (run / "geometry.jsonl").write_text("\n".join(lines) + "\n")
-    trace(run, reading=Reading(device="cpu"))
-    single = run / "checkpoints" / "step-000002"  # one checkpoint alone is read as its run states, too
-    trace(single, reading=Reading(device="cpu"))
-    (alone,) = read_records(single / "geometry-trace.jsonl")
-    assert (alone["step"], alone["batch_size"], alone["positions"]) == (2, 5, 4)
-    assert values(alone) == values(read_records(run / "geometry-trace.jsonl")[-1])
-    assert [record["batch_size"] for record in read_records(run / "geometry-trace.jsonl")] == [10, 10, 5]
-
-
-def test_a_probe_that_was_not_kept_must_be_given(pretrained: Callable[..., Path]) -> None:
-    run = pretrained("unkept", updates=1)
-    kept = ProbeSet.load(run / "probe.safetensors")
-    (run / "probe.safetensors").unlink()
-    # Beside the records stands another copy, as every run leaves it: options are not needed.
-    out = run / "own.jsonl"
-    assert main(["trace", str(run), "--device", "cpu", "--out", str(out)]) == 0
-    assert {record["fingerprint"] for record in read_records(out)} == {kept.fingerprint}
-    assert [values(r) for r in read_records(out)] == [
-        pytest.approx(values(r), rel=1e-6) for r in read_records(run / "geometry.jsonl")
-    ]
-    shutil.rmtree(run / "geometry-probes")
-    with pytest.raises(ValueError, match=r"measured on probe 'probe' \(\w{16}\), which is not kept.*--probe"):
-        trace(run)
-    assert not trace(run, probes=kept).failed
-
-
 # Revisions of a hub model, from the cache.
 
 
@@ -194,14 +107,11 @@ def test_revisions_of_the_cache_are_measured_as_an_independent_reference_does(
     summary = trace("org/neox", revisions="all", probes=source, settings=SETTINGS, out=out, reading=read)
     assert summary.measured == ["org/neox@step0", "org/neox@step8", "org/neox@step1000"]
     records = read_records(out)
-    assert [(r["model"], r["revision"], r["step"]) for r in records] == [
-        ("org/neox", f"step{n}", n) for n in (0, 8, 1000)
-    ]
-    assert {r["precision"] for r in records} == {"fp32"}
     probe = source.build(tiny.tokenizer())
-    assert {r["fingerprint"] for r in records} == {probe.fingerprint}
-    for record, revision in zip(records, ("step0", "step8", "step1000"), strict=True):
-        folder = cache / "models--org--neox" / "snapshots" / hub_cache.commit_of("org/neox", revision)
+    assert {(r["precision"], r["fingerprint"]) for r in records} == {("fp32", probe.fingerprint)}
+    for record, step in zip(records, (0, 8, 1000), strict=True):
+        assert (record["model"], record["revision"], record["step"]) == ("org/neox", f"step{step}", step)
+        folder = cache / "models--org--neox" / "snapshots" / hub_cache.commit_of("org/neox", f"step{step}")
         model = AutoModelForCausalLM.from_pretrained(folder).eval()
         with torch.no_grad():
             rows = [
@@ -218,24 +128,39 @@ def test_revisions_of_the_cache_are_measured_as_an_independent_reference_does(
 
 
 def test_tokens_and_stages_of_olmo_names(read: Reading, tmp_path: Path) -> None:
-    trace("org/olmo", revisions="all", probes=tiny.probe(), settings=SETTINGS, out=tmp_path / "o.jsonl", reading=read)
-    found = [(r["step"], r["tokens"]) for r in read_records(tmp_path / "o.jsonl")]
+    with pytest.warns(UserWarning, match="stages are taken to go on"):
+        trace("org/olmo", revisions="all", probes=tiny.probe(), settings=SETTINGS, out=tmp_path / "o", reading=read)
+    found = [(r["step"], r["tokens"]) for r in read_records(tmp_path / "o")]
     assert found == [(1000, 2 * 10**9), (2000, 4 * 10**9), (2010, 5 * 10**9)]
+
+
+# Several models.
 
 
 def test_several_models_are_one_curve(read: Reading, tmp_path: Path) -> None:
     models = ["org/neox@step0", "org/olmo@stage1-step1000-tokens2B", "org/neox"]
     out = tmp_path / "curve.jsonl"
     trace(models, probes={"a": tiny.probe(), "b": tiny.probe(70, 16)}, settings=SETTINGS, out=out, reading=read)
-    found = [(r["step"], r["model"], r["revision"], r["probe"]) for r in read_records(out)]
-    assert found[::2] == [
-        (0, "org/neox", "step0", "a"),
-        (1, "org/olmo", "stage1-step1000-tokens2B", "a"),
-        (2, "org/neox", "main", "a"),
-    ]
-    assert [probe for *_, probe in found] == ["a", "b"] * 3
+    found = [(r["step"], f"{r['model']}@{r['revision']}", r["probe"]) for r in read_records(out)]
+    assert found == [(k, name, probe) for k, name in enumerate([*models[:2], "org/neox@main"]) for probe in "ab"]
     with pytest.raises(ValueError, match=r"begun with other trace: models was \['org/neox@step0'.*is \['org/neox'\]"):
         trace("org/neox", probes=tiny.probe(), settings=SETTINGS, out=out, reading=read)
+
+
+def test_models_of_one_folder_name_and_of_different_width_are_a_curve_after_a_stop(tmp_path: Path) -> None:
+    models = [save(tmp_path / "sft" / "final"), tmp_path / "b" / "final", save(tmp_path / "dpo" / "final", 1)]
+    narrow = tiny.CONFIGS["gpt_neox"]()
+    narrow.hidden_size = 8
+    AutoModelForCausalLM.from_config(narrow).save_pretrained(models[1])
+    arguments = {"probes": tiny.probe(), "out": tmp_path / "g.jsonl", "settings": {"alpha_window": (2, 12)}}
+    for before in (0, 2):  # the second start meets the misfit first
+        summary = trace(models, reading=CPU, **arguments)
+        assert "reaches past the 8 eigenvalues" in summary.failed[f"{models[1]}@final"]
+        assert (len(summary.failed), summary.before) == (1, before)
+    monitor = GeometryMonitor(tiny.probe(), alpha_window=(2, 12))
+    live = [monitor.measure(tiny.model(seed=seed), 0)[0].metrics["rankme"] for seed in (0, 1)]
+    found = [(r["step"], r["model"], r["rankme"]) for r in read_records(tmp_path / "g.jsonl")]
+    assert found == [(2 * k, str(models[2 * k]), pytest.approx(live[k], rel=1e-6)) for k in (0, 1)]
 
 
 # Stopped and started, broken and mended.
@@ -249,32 +174,29 @@ def test_a_stopped_trace_goes_on_and_a_broken_checkpoint_is_tried_again(
     broken = tmp_path / "models--org--x" / "snapshots" / hub_cache.commit_of("org/x", "step8") / "model.safetensors"
     whole = broken.read_bytes()
     broken.resolve().write_bytes(whole[: len(whole) // 2])
-    out, probe = tmp_path / "x-geometry.jsonl", tmp_path / "probe.safetensors"
-    tiny.probe().save(probe)
-    arguments = {"probes": tiny.probe(), "settings": SETTINGS, "out": out}
-    read = Reading(cache_dir=str(tmp_path))
-    summary = trace("org/x", revisions="step0,step8,step64", reading=read, **arguments)
-    assert summary.exit_status == 1
-    assert list(summary.failed) == ["org/x@step8"]
+    out = tmp_path / "x-geometry.jsonl"
+    arguments = {"probes": tiny.probe(), "settings": SETTINGS, "out": out, "reading": Reading(cache_dir=str(tmp_path))}
+    summary = trace("org/x", revisions="step0,step8,step64", **arguments)
+    assert (summary.exit_status, list(summary.failed)) == (1, ["org/x@step8"])
     assert "org/x@step8 was not measured (SafetensorError" in capsys.readouterr().err
-    assert [record["step"] for record in read_records(out)] == [0, 64]
-    lines = [json.loads(line) for line in out.read_text().splitlines()]
-    kinds = [(line["kind"], line.get("step")) for line in lines]
-    assert kinds == [("header", None), ("record", 0), ("skip", 8), ("record", 64)]
     kept = out.read_text().splitlines()
+    kinds = [(line["kind"], line.get("step")) for line in map(json.loads, kept)]
+    assert kinds == [("header", None), ("record", 0), ("skip", 8), ("record", 64)]
 
     broken.resolve().write_bytes(whole)
-    again = trace("org/x", revisions="all", reading=read, **arguments)
+    again = trace("org/x", revisions="all", **arguments)
     assert (again.measured, again.before, again.exit_status) == (["org/x@step8"], 2, 0)
     now = out.read_text().splitlines()
     assert [now[0], now[1], now[3]] == [kept[0], kept[1], kept[3]]  # measured once, untouched since
     assert [record["step"] for record in read_records(out)] == [0, 8, 64]
-    assert trace("org/x", revisions="all", reading=read, **arguments).measured == []
+    assert trace("org/x", revisions="all", **arguments).measured == []
 
 
 def test_other_settings_or_probes_are_refused_with_both_values(read: Reading, tmp_path: Path) -> None:
     first = {"probes": tiny.probe(), "settings": SETTINGS, "out": tmp_path / "a.jsonl", "reading": read}
-    trace("org/neox", revisions="step0", **first)
+    with pytest.raises(ValueError, match="org/neox@step0: alpha_window=.* reaches past the 16 eigenvalues"):
+        trace("org/neox", revisions="step0", **(first | {"settings": {"alpha_window": (2, 20)}}))
+    trace("org/neox", revisions="step0", **first)  # what measured nothing does not hold the file
     for changed, message in [
         ({"settings": SETTINGS | {"positions": 2}}, "other settings: positions was 'last', is 2"),
         ({"probes": tiny.probe(70)}, "other probes: probe was {'fingerprint'.*is {'fingerprint'"),
@@ -295,7 +217,8 @@ def test_a_killed_process_loses_and_repeats_nothing(
     for seed in range(7):
         hub_cache.add_revision(hub, "org/slow", f"step{seed}", hub_cache.model_files(seed))
     arguments = ["org/slow", "--revisions", "all", "--probe", probe, "--alpha-window", 2, 8, "--out", out]
-    process = command(*arguments, "--batch-size", 1, cache=hub, HF_HUB_OFFLINE="1")
+    arguments = [*map(str, arguments), "--batch-size", "1", "--device", "cpu"]
+    process = command(*arguments, HF_HUB_CACHE=str(hub))
     deadline = time.monotonic() + 200
     while (not out.exists() or not read_records(out)) and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()
@@ -307,22 +230,22 @@ def test_a_killed_process_loses_and_repeats_nothing(
 
     measure = tracer.geometry_lines
 
-    def stopped(plan: Any, model: torch.nn.Module, checkpoint: Any, **more: Any) -> Any:
+    def stopped(plan: Any, model: torch.nn.Module, checkpoint: Any, path: Path) -> Any:
         if checkpoint.step > len(seen):
             signal.raise_signal(signal.SIGINT)  # as Ctrl-C does
-        return measure(plan, model, checkpoint, **more)
+        return measure(plan, model, checkpoint, path)
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub))
     kept = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
     with monkeypatch.context() as patched:
         patched.setattr(tracer, "geometry_lines", stopped)
-        assert main(["trace", *map(str, arguments), "--batch-size", "1", "--device", "cpu"]) == 130
+        assert main(["trace", *arguments]) == 130
     signal.signal(signal.SIGINT, kept)
     assert "the same command goes on" in capsys.readouterr().err
     again = read_records(out)
     assert again[: len(seen)] == seen
     assert len(again) == len(seen) + 1
-    assert main(["trace", *map(str, arguments), "--batch-size", "1", "--device", "cpu"]) == 0
+    assert main(["trace", *arguments]) == 0
     assert f"{6 - len(seen)} measured, {len(again)} before" in capsys.readouterr().out
     assert [record["step"] for record in read_records(out)] == list(range(7))
     assert read_records(out)[: len(again)] == again
@@ -335,7 +258,7 @@ def test_lightning_checkpoints_are_one_curve_without_the_torn_one(tmp_path: Path
         torch.save({"state_dict": state, "global_step": step}, tmp_path / f"seed-{seed}.ckpt")
     model.config.save_pretrained(tmp_path)
     (tmp_path / "torn.ckpt").write_bytes((tmp_path / "seed-0.ckpt").read_bytes()[:1000])
-    summary = trace(tmp_path, probes=tiny.probe(), settings=SETTINGS, reading=Reading(device="cpu"))
+    summary = trace(tmp_path, probes=tiny.probe(), settings=SETTINGS, reading=CPU)
     assert list(summary.failed) == [f"{tmp_path.name}@torn"]
     live = GeometryMonitor(tiny.probe(), **SETTINGS).measure(model, 20)
     records = read_records(tmp_path / "geometry-trace.jsonl")
@@ -343,29 +266,54 @@ def test_lightning_checkpoints_are_one_curve_without_the_torn_one(tmp_path: Path
     assert values(records[-1]) == [live[0].metrics[name] for name in METRIC_NAMES]
 
 
-# Several processes.
+def test_weights_of_nan_are_no_measurement(tmp_path: Path) -> None:
+    model = tiny.model()
+    for step, value in ((1, 1.0), (2, torch.nan)):
+        model.get_input_embeddings().weight.data *= value  # type: ignore[operator]
+        model.save_pretrained(tmp_path / f"checkpoint-{step}")
+    summary = trace(tmp_path, probes=tiny.probe(), settings=SETTINGS, reading=CPU)
+    (reason,) = summary.failed.values()
+    assert "nothing can be measured of it: 64 of 64 rows are not finite" in reason
+    assert [record["step"] for record in read_records(tmp_path / "geometry-trace.jsonl")] == [1]
 
 
-def test_two_processes_share_the_checkpoints_and_write_one_file(tmp_path: Path) -> None:
-    probe = tmp_path / "probe.safetensors"
+def test_a_moved_run_and_its_checkpoints_folder_go_on(tmp_path: Path) -> None:
+    tiny.probe().save(tmp_path / "probe.safetensors")
+    for step in (1, 2):
+        save(tmp_path / "old" / "checkpoints" / f"step-{step}", step)
+    arguments = {"probes": ProbeSource(str(tmp_path / "probe.safetensors")), "settings": SETTINGS, "reading": CPU}
+    assert len(trace(tmp_path / "old", **arguments).measured) == 2
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert trace(tmp_path / "new", **arguments).before == 2
+    assert trace(tmp_path / "new" / "checkpoints", **arguments).before == 2
+
+
+# Several processes, and fetching.
+
+
+def test_two_processes_share_the_checkpoints_and_write_one_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    probe, folder = tmp_path / "probe.safetensors", tmp_path / "run"
     tiny.probe().save(probe)
-    folder = tmp_path / "run"
     for seed in range(5):
-        tiny.model(seed=seed).save_pretrained(folder / f"checkpoint-{seed * 10}")
+        save(folder / f"checkpoint-{seed * 10}", seed)
     (folder / "checkpoint-10" / "config.json").write_text("{}")  # broken: the second process's first
     arguments = [folder, "--probe", f"held={probe}", "--alpha-window", 2, 8, "--device", "cpu"]
-    both = [
-        command(*arguments, "--out", tmp_path / "two.jsonl", RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
-        for rank in range(2)
-    ]
-    said = [ended(both[0]), ended(both[1], 1)]
-    assert "3 measured" in said[0]
-    assert "1 measured, 1 failed" in said[1]
+    two = [*arguments, "--out", tmp_path / "two.jsonl"]
+    other = command(*two, RANK="1", WORLD_SIZE="2", LOCAL_RANK="1")
+    with pytest.MonkeyPatch.context() as patched:  # the first is this one
+        for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+            patched.setenv(name, value)
+        assert main(["trace", *map(str, two)]) == 0
+    out, error = other.communicate(timeout=240)
+    assert other.returncode == 1, error[-3000:]
+    assert "1 measured, 0 before, 1 failed" in out
+    assert "3 measured, 0 before, 0 failed" in capsys.readouterr().out
     assert main(["trace", *map(str, arguments), "--out", str(tmp_path / "one.jsonl")]) == 1
-    two, one = read_records(tmp_path / "two.jsonl"), read_records(tmp_path / "one.jsonl")
-    assert [record["step"] for record in two] == [0, 20, 30, 40]
-    for mine, theirs in zip(one, two, strict=True):
-        assert values(mine) == values(theirs)
+    found, one = read_records(tmp_path / "two.jsonl"), read_records(tmp_path / "one.jsonl")
+    assert [record["step"] for record in found] == [0, 20, 30, 40]
+    assert [values(record) for record in found] == [values(record) for record in one]
     assert not list(tmp_path.glob(".*"))  # no scratch file is left
 
 
@@ -392,9 +340,6 @@ def test_the_next_checkpoint_is_fetched_while_one_is_measured(
     arguments = {"settings": SETTINGS, "out": tmp_path / "g.jsonl", "reading": read, "measures": {"wait": measure}}
     trace("org/neox", revisions="all", probes=tiny.probe(), **arguments)
     assert ahead == [True, True]
-
-
-# What the hub's client does online, against a hub on this machine.
 
 
 @pytest.fixture
@@ -450,79 +395,7 @@ def test_revisions_are_listed_fetched_ahead_and_evicted(
     assert [file.name for file in (cache / "models--org--x" / "refs").iterdir()] == ["step10"]
 
 
-# Probes.
-
-
-def test_files_of_all_kinds_give_the_same_probe(texts: Path, tmp_path: Path) -> None:
-    import pandas as pd
-
-    pd.DataFrame({"body": tiny.texts(100)}).to_parquet(tmp_path / "t.parquet")
-    ours = ProbeSource(str(texts), rows=50, length=40).build(tiny.tokenizer())
-    columns = ProbeSource(str(tmp_path / "t.parquet"), rows=50, length=40, column="body").build(tiny.tokenizer())
-    assert ours.fingerprint == columns.fingerprint
-    ours.save(tmp_path / "p.safetensors")
-    assert ProbeSource(str(tmp_path / "p.safetensors")).build(None).fingerprint == ours.fingerprint
-    assert (ours.input_ids_nt[0, 0], len(ours)) == (1, 50)  # BOS, as the tokenizer adds it
-    (tmp_path / "t.txt").write_text("\n".join(tiny.texts(40)))
-    plain = ProbeSource(str(tmp_path / "t.txt"), rows=10, length=40).build(tiny.tokenizer())
-    assert len(plain) == 10
-
-
-def test_a_folder_is_streamed_as_a_data_set_of_the_hub_is(
-    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    streamed = ProbeSource(str(texts.parent), rows=50, length=40)
-    assert (
-        streamed.build(tiny.tokenizer()).fingerprint
-        == dataclasses.replace(streamed, source=str(texts)).build(tiny.tokenizer()).fingerprint
-    )
-    with pytest.raises(ValueError, match=r"no column 'body' \(--probe-column\): it has \['text'\]"):
-        dataclasses.replace(streamed, column="body").build(tiny.tokenizer())
-
-
-def test_offline_text_is_the_default_probe() -> None:
-    from text.tokens import train_tokenizer
-
-    from geomcallbacks.probing.offline import held_out_texts
-
-    tokenizer = train_tokenizer(held_out_texts()[:3], 300)
-    probe = ProbeSource().build(tokenizer)
-    assert (len(probe), int(probe.lengths_n.max())) == (1024, 128)
-    assert probe.fingerprint == ProbeSource("offline").build(tokenizer).fingerprint
-    whole = "\n".join(held_out_texts())
-    for row, length in zip(probe.input_ids_nt[:20], probe.lengths_n[:20], strict=True):
-        assert tokenizer.decode(row[:length]) in whole
-
-
-def test_probes_have_labels() -> None:
-    assert labelled(["a.txt"]) == {"probe": "a.txt"}
-    assert labelled(["web=a.txt", "code=b=c.jsonl"]) == {"web": "a.txt", "code": "b=c.jsonl"}
-    assert labelled(["x/a.txt", "org/name"]) == {"a": "x/a.txt", "name": "org/name"}
-    with pytest.raises(ValueError, match="two of the label 'a'"):
-        labelled(["x/a.txt", "y/a.txt"])
-
-
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"source": "missing.jsonl"}, "--probe missing.jsonl with --probe-rows 80: there is no such file"),
-        ({"source": "missing.safetensors"}, "there is no such file"),
-        ({"column": "body"}, r"no column 'body' \(--probe-column\): it has \['text'\]"),
-        ({"rows": 101}, "size=101, but only 100 of 100 texts"),
-        ({"source": __file__}, "of no kind that is read: give .txt"),
-        ({"source": "org/none"}, "no file here, and as a hub data set it cannot be read"),
-    ],
-)
-def test_wrong_probes_are_refused_with_a_remedy(source: ProbeSource, changed: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        dataclasses.replace(source, **changed).build(tiny.tokenizer())
-
-
-# Clear errors.
+# Tokenizers, and behaviour beside geometry.
 
 
 def test_a_model_without_a_tokenizer_is_told_how_to_get_one(
@@ -544,32 +417,13 @@ def test_a_probe_in_another_vocabulary_is_refused(read: Reading, tmp_path: Path,
     ):
         trace("org/neox", revisions="step0", probes=large, settings=SETTINGS, out=tmp_path / "v.jsonl", reading=read)
     # A later checkpoint whose tokens of the same numbers are other words: the same size hides it from a look at ids.
-    folder = tmp_path / "two" / "checkpoints"
     for step in (1, 2):
-        tiny.model(seed=step).save_pretrained(folder / f"step-{step}")
-        tiny.tokenizer().save_pretrained(folder / f"step-{step}")
-    file = folder / "step-2" / "tokenizer.json"
+        tiny.tokenizer().save_pretrained(save(tmp_path / "two" / "checkpoints" / f"step-{step}", step))
+    file = tmp_path / "two" / "checkpoints" / "step-2" / "tokenizer.json"
     file.write_text(file.read_text().replace('"w7"', '"seven"'))
-    summary = trace(tmp_path / "two", probes=source, settings=SETTINGS, reading=Reading(device="cpu"))
+    summary = trace(tmp_path / "two", probes=source, settings=SETTINGS, reading=CPU)
     assert list(summary.failed) == ["two@step-2"]
     assert "another vocabulary than the probe: token 11 is 'seven' there, and 'w7'" in summary.failed["two@step-2"]
-
-
-def test_arguments_that_fit_no_checkpoint_end_the_command(
-    cache: Path, read: Reading, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    tiny.probe().save(tmp_path / "p.safetensors")
-    with pytest.raises(ValueError, match=r"alpha_window=\(2, 20\) reaches past the 16 eigenvalues"):
-        trace("org/neox", probes=tiny.probe(), settings={"alpha_window": (2, 20)}, out=tmp_path / "w", reading=read)
-    with pytest.raises(ValueError, match="layers=7 is not in GPTNeoX"):
-        trace("org/neox", probes=tiny.probe(), settings=SETTINGS | {"layers": 7}, out=tmp_path / "l", reading=read)
-    assert main(["trace", "no/network", "--probe", str(tmp_path / "p.safetensors")]) == 2
-    assert "'no/network' is no folder here; as a hub name, it is not in the hub's cache" in capsys.readouterr().err
-    assert main(["trace", str(tmp_path / "nowhere")]) == 2
-    assert "is no folder, and no hub name" in capsys.readouterr().err
-
-
-# Behaviour beside geometry.
 
 
 class Norm:
@@ -582,17 +436,14 @@ class Norm:
         return {"embedding": float(model.get_input_embeddings().weight.detach().double().norm())}  # type: ignore[operator]
 
 
-def test_behaviour_is_measured_beside_geometry_and_goes_on_by_itself(
-    cache: Path, read: Reading, tmp_path: Path
-) -> None:
+def test_behaviour_is_measured_beside_geometry_and_goes_on_by_itself(read: Reading, tmp_path: Path) -> None:
     out = tmp_path / "x-geometry.jsonl"
     first = {"revisions": "all", "probes": tiny.probe(), "settings": SETTINGS, "out": out, "reading": read}
     trace("org/neox", **(first | {"revisions": "step0"}))
     made: list[Any] = []
 
-    def measures(tokenizer: Any, probes: dict[str, ProbeSet], settings: Settings) -> dict[str, Norm]:
-        assert probes.keys() == {"probe"}
-        assert settings.alpha_window == tiny.WINDOW
+    def measures(tokenizer: Any, probes: Mapping[str, ProbeSet], settings: Any) -> dict[str, Norm]:
+        assert (probes.keys(), settings.alpha_window) == ({"probe"}, tiny.WINDOW)
         made.append(tokenizer)
         return {"norm": Norm()}
 
@@ -603,42 +454,6 @@ def test_behaviour_is_measured_beside_geometry_and_goes_on_by_itself(
     found = read_records(tmp_path / "x-behaviour.jsonl")
     expected = [float(tiny.model(seed=seed).get_input_embeddings().weight.double().norm()) for seed in range(3)]
     assert [record["norm/embedding"] for record in found] == pytest.approx(expected, rel=1e-12)
-    assert [(record["step"], record["revision"]) for record in found] == [
-        (0, "step0"),
-        (8, "step8"),
-        (1000, "step1000"),
-    ]
+    assert [(r["step"], r["revision"]) for r in found] == [(n, f"step{n}") for n in (0, 8, 1000)]
     assert len(read_records(out)) == 3
     assert trace("org/neox", measures=measures, **first).before == 3
-
-
-def test_the_command_line_gives_probes_and_settings() -> None:
-    def parsed(*arguments: str) -> tuple[Any, dict[str, Any]]:
-        parser = argparse.ArgumentParser()
-        trace_command.add_arguments(parser)
-        given = parser.parse_args(["model", *arguments])
-        return trace_command.probes_of(given), trace_command.settings_of(given)
-
-    assert parsed() == (None, {})
-    # Li et al. 2025: 15,000 FineWeb texts of at most 512 tokens, the last position, ranks 12 to 100.
-    fineweb = ProbeSource("HuggingFaceFW/fineweb", 15_000, 512, config="sample-10BT")
-    assert parsed("--preset", "paper") == ({"probe": fineweb}, {"alpha_window": (12, 100), "positions": "last"})
-    probes, settings = parsed("--preset", "paper", "--probe", "a=x.jsonl", "b=y.txt", "--probe-rows", "9")
-    assert probes == {"a": ProbeSource("x.jsonl", 9, 512), "b": ProbeSource("y.txt", 9, 512)}
-    probes, settings = parsed("--probe", "x.jsonl", "--layers", "0", "-1", "h.2", "--positions", "4", "--intervals")
-    assert probes == {"probe": ProbeSource("x.jsonl")}
-    assert settings == {"layers": [0, -1, "h.2"], "positions": 4, "intervals": True}
-    assert parsed("--layers", "0")[1] == {"layers": 0}
-
-
-def test_default_names(tmp_path: Path) -> None:
-    assert default_out(["EleutherAI/pythia-160m"]) == Path("pythia-160m-geometry.jsonl")
-    assert default_out(["a/b@main", "c/d"]) == Path("b-to-d-geometry.jsonl")
-    (tmp_path / "checkpoints").mkdir()
-    assert (
-        default_out([str(tmp_path / "checkpoints")])
-        == default_out([str(tmp_path)])
-        == tmp_path / "geometry-trace.jsonl"
-    )
-    assert behaviour_out(Path("r/pythia-geometry.jsonl")) == Path("r/pythia-behaviour.jsonl")
-    assert behaviour_out(Path("r/mine.jsonl")) == Path("r/mine-behaviour.jsonl")
