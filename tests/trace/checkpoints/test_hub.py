@@ -14,10 +14,6 @@ from geomcallbacks.trace.checkpoints.find import find_checkpoints
 from geomcallbacks.trace.checkpoints.hub import Hub
 
 
-def snapshots(cache: Path, model: str) -> set[str]:
-    return {folder.name for folder in (cache / f"models--{model.replace('/', '--')}" / "snapshots").iterdir()}
-
-
 def test_the_cache_is_listed_without_a_network(tmp_path: Path) -> None:
     for revision in ("step8", "step1000", "main"):
         hub_cache.add_revision(tmp_path, "org/tiny", revision, {"config.json": b"{}"})
@@ -76,6 +72,7 @@ def test_a_fetch_that_broke_off_is_evicted(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises((OSError, ValueError)):
         hub.fetch("org/x", "step2")
     hub.evict(keep=("org/x", "step2"))
-    assert len(snapshots(tmp_path, "org/x")) == 3
+    snapshots = hub_cache.snapshots(tmp_path, "org/x")
+    assert len(list(snapshots.iterdir())) == 3
     hub.evict()
-    assert snapshots(tmp_path, "org/x") == {hub_cache.commit_of("org/x", revision) for revision in ("step1", "step3")}
+    assert {each.name for each in snapshots.iterdir()} == {hub_cache.commit_of("org/x", f"step{k}") for k in (1, 3)}
