@@ -16,10 +16,10 @@ import tiny
 from transformers import PreTrainedModel
 
 
-def model_files(seed: int, kind: str = "gpt_neox", tokenizer: bool = True) -> dict[str, bytes]:
+def model_files(seed: int, tokenizer: bool = True) -> dict[str, bytes]:
     """The files of a tiny model's revision."""
     folder = Path(tempfile.mkdtemp())
-    model: PreTrainedModel = tiny.model(kind, seed)
+    model: PreTrainedModel = tiny.model(seed=seed)
     model.save_pretrained(folder)
     if tokenizer:
         tiny.tokenizer().save_pretrained(folder)

@@ -12,17 +12,14 @@ import tiny
 from geomcallbacks.trace import ProbeSource, Reading
 
 NEOX = {"step0": 0, "step8": 1, "step1000": 2, "main": 2}
-OLMO = {"stage1-step1000-tokens2B": 3, "stage1-step2000-tokens4B": 4, "stage2-ingredient1-step10-tokens1B": 5}
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A hub cache with a GPT-NeoX and an OLMo-2 model under several revisions, and one without a tokenizer."""
+    """A hub cache with a model under several revisions, and one without a tokenizer."""
     folder = tmp_path_factory.mktemp("hub")
     for revision, seed in NEOX.items():
         hub_cache.add_revision(folder, "org/neox", revision, hub_cache.model_files(seed))
-    for revision, seed in OLMO.items():
-        hub_cache.add_revision(folder, "org/olmo", revision, hub_cache.model_files(seed, "olmo2"))
     hub_cache.add_revision(folder, "org/mute", "main", hub_cache.model_files(0, tokenizer=False))
     return folder
 

@@ -17,25 +17,38 @@ CURVE = [Checkpoint("m", f"step{step}", step) for step in (1, 2)]
 
 @pytest.mark.parametrize(
     "content",
-    [b"my notes\n", b"one\ntwo\n", b'{\n  "hidden_size": 16\n}\n', bytes(range(256)) * 9, b'{"a": 1}\n', b"\n"],
-    ids=["one line", "lines", "config.json", "binary", "json", "blank"],
+    [
+        b"my notes\n",
+        b"one\ntwo\n",
+        b'{\n  "hidden_size": 16\n}\n',
+        bytes(range(256)) * 9,
+        b'{"a": 1}\n',
+        b"\n",
+        b'{"kind": "header", "schema": 1, "run_id": "x", "resumed_from": null}\n',
+    ],
+    ids=["one line", "lines", "config.json", "binary", "json", "blank", "training run"],
 )
 def test_a_file_of_another_kind_is_left_as_it_is(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "precious"
     file.write_bytes(content)
-    with pytest.raises(ValueError, match=r"precious.* is no record file of a trace: give another --out"):
+    with pytest.raises(ValueError, match=r"precious.* is .*record file of a t.*: give another --out"):
         TraceFile(file, HEADER, CURVE)
     assert file.read_bytes() == content
     (tmp_path / "empty").touch()
     assert TraceFile(tmp_path / "empty", HEADER, CURVE).done == set()
 
 
-def test_a_trace_that_is_still_at_work_does_not_mix_with_another(tmp_path: Path) -> None:
-    first = TraceFile(tmp_path / "t.jsonl", HEADER, CURVE)
-    other = TraceFile(tmp_path / "t.jsonl", HEADER | {"settings": {"layers": 0}}, CURVE)
-    other.add(CURVE[0], [{"step": 1}])
-    with pytest.raises(ValueError, match="begun with other settings: layers was 0, is -1"):
-        first.add(CURVE[1], [{"step": 2}])
+@pytest.mark.parametrize("part", ["trace", "settings", "probes", "measures"])
+def test_a_trace_does_not_mix_with_another(tmp_path: Path, part: str) -> None:
+    at_work = TraceFile(tmp_path / "t.jsonl", HEADER | {part: {"x": [2]}}, CURVE)
+    TraceFile(tmp_path / "t.jsonl", HEADER | {part: {"x": [1]}, "versions": {"torch": "3"}}, CURVE).add(
+        CURVE[0], [{"step": 1}]
+    )
+    message = rf"begun with other {part}: x was \[1\], is \[2\]; give the same to go on with it, or another --out"
+    with pytest.raises(ValueError, match=message):
+        at_work.add(CURVE[1], [{"step": 2}])
+    with pytest.raises(ValueError, match=message):
+        TraceFile(tmp_path / "t.jsonl", at_work.header, CURVE)
     assert [record["step"] for record in read_records(tmp_path / "t.jsonl")] == [1]
 
 

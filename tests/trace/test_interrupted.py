@@ -1,4 +1,4 @@
-"""A trace that is stopped, killed, moved, shared or fetched from the hub: nothing lost, nothing repeated, nothing left."""
+"""A trace that is stopped, killed, moved, shared or fetched from the hub: nothing lost, repeated or left."""
 
 from __future__ import annotations
 
@@ -63,23 +63,6 @@ def test_a_stopped_trace_goes_on_and_a_broken_checkpoint_is_tried_again(
     assert [now[0], now[1], now[3]] == [kept[0], kept[1], kept[3]]  # measured once, untouched since
     assert [record["step"] for record in read_records(out)] == [0, 8, 64]
     assert trace("org/x", revisions="all", **arguments).measured == []
-
-
-def test_other_settings_or_probes_are_refused_with_both_values(read: Reading, tmp_path: Path) -> None:
-    first = {"probes": tiny.probe(), "settings": SETTINGS, "out": tmp_path / "a.jsonl", "reading": read}
-    with pytest.raises(ValueError, match=r"org/neox@step0: alpha_window=.* reaches past the 16 eigenvalues"):
-        trace("org/neox", revisions="step0", **(first | {"settings": {"alpha_window": (2, 20)}}))
-    trace("org/neox", revisions="step0", **first)  # what measured nothing does not hold the file
-    for changed, message in [
-        ({"settings": SETTINGS | {"positions": 2}}, "other settings: positions was 'last', is 2"),
-        ({"probes": tiny.probe(70)}, "other probes: probe was {'fingerprint'.*is {'fingerprint'"),
-        ({"reading": Reading(cache_dir=read.cache_dir, dtype="bf16")}, "other trace: dtype was 'fp32', is 'bf16'"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            trace("org/neox", revisions="step0", **(first | changed))
-    (tmp_path / "live.jsonl").write_text('{"kind": "header", "schema": 1, "run_id": "x", "resumed_from": null}\n')
-    with pytest.raises(ValueError, match=r"live\.jsonl is the record file of a training run: give another --out"):
-        trace("org/neox", **(first | {"out": tmp_path / "live.jsonl"}))
 
 
 def test_a_killed_process_loses_and_repeats_nothing(

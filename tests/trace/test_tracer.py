@@ -148,12 +148,7 @@ def test_a_model_without_a_tokenizer_is_told_how_to_get_one(
     trace("org/mute", reading=read, **(arguments | {"probes": tiny.probe(), "out": tmp_path / "n.jsonl"}))  # needs none
 
 
-def test_a_probe_in_another_vocabulary_is_refused(read: Reading, tmp_path: Path, source: ProbeSource) -> None:
-    large = ProbeSet.from_token_ids(torch.full((40, 12), tiny.VOCABULARY))
-    with pytest.raises(
-        ValueError, match=r"org/neox@step0: probe 'probe' holds token id 120, and the model's vocabulary"
-    ):
-        trace("org/neox", revisions="step0", probes=large, settings=SETTINGS, out=tmp_path / "v.jsonl", reading=read)
+def test_a_probe_in_another_vocabulary_is_refused(tmp_path: Path, source: ProbeSource) -> None:
     # A later checkpoint whose tokens of the same numbers are other words: the same size hides it from a look at ids.
     for step in (1, 2):
         tiny.tokenizer().save_pretrained(save(tmp_path / "two" / "checkpoints" / f"step-{step}", step))

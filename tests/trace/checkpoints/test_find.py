@@ -27,6 +27,9 @@ def test_one_model_stands_at_its_own_steps_and_several_at_their_places() -> None
     found = find_checkpoints(["a/x"], hub, "step1000,step8", tokens_per_update=10)
     assert [(c.revision, c.step, c.tokens) for c in found] == [("step8", 8, 80), ("step1000", 1000, 10_000)]
     assert [(c.revision, c.step) for c in find_checkpoints(["a/x"], hub)] == [("main", 0)]
+    pythia = Listed(**{"EleutherAI/pythia-160m": ["step512"]})
+    (found,) = find_checkpoints(["EleutherAI/pythia-160m"], pythia, ["step512"])
+    assert found.tokens == 512 * 2_097_152  # 1.07e9: where the paper's warm-up ends
     curve = find_checkpoints(["b/y", "a/x@step512", "a/x"], hub)
     assert [(str(c), c.step) for c in curve] == [("b/y@main", 0), ("a/x@step512", 1), ("a/x@main", 2)]
     assert {c.tokens for c in curve} == {None}
@@ -47,14 +50,6 @@ def test_one_model_stands_at_its_own_steps_and_several_at_their_places() -> None
 def test_what_names_no_curve_is_refused(models: list[str], options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         find_checkpoints(models, Listed(o__o=["step1000-tokens2B", "step1000", "step8", "main"]), **options)
-
-
-def test_tokens_of_pythia_are_known() -> None:
-    (found,) = find_checkpoints(["EleutherAI/pythia-160m"], Listed(**PYTHIA), ["step512"])
-    assert found.tokens == 512 * 2_097_152  # 1.07e9: where the paper's warm-up ends
-
-
-PYTHIA = {"EleutherAI/pythia-160m": ["step512"]}
 
 
 def test_folders_of_all_kinds_are_listed(tmp_path: Path) -> None:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import pickle
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny
@@ -14,7 +11,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from geomcallbacks.trace import Reading
-from geomcallbacks.trace.checkpoints.folders import folder_checkpoints
 from geomcallbacks.trace.checkpoints.loading import load_model
 
 CPU = Reading("fp32", "cpu")
@@ -72,26 +68,3 @@ def test_weights_of_another_shape_are_named(tmp_path: Path) -> None:
     for source in (tmp_path, tmp_path / "step=1.ckpt"):
         with pytest.raises(ValueError, match=message):
             load_model(source, CPU)
-
-
-class Code:
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return (print, ("this code was run",))
-
-
-def test_weights_that_hold_code_are_refused_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tiny.model().save_pretrained(tmp_path / "hf")
-    state = load_file(tmp_path / "hf" / "model.safetensors")
-    (tmp_path / "hf" / "model.safetensors").unlink()
-    torch.save(state | {"own": Code()}, tmp_path / "hf" / "pytorch_model.bin")
-    torch.save({"state_dict": state, "own": Code(), "global_step": 3}, tmp_path / "best.ckpt")
-    (tmp_path / "config.json").write_bytes((tmp_path / "hf" / "config.json").read_bytes())
-    problems = [str(folder_checkpoints(tmp_path)[0].problem)]
-    for source in (tmp_path / "hf", tmp_path / "best.ckpt"):
-        with pytest.raises(ValueError, match="code besides tensors") as caught:
-            load_model(source, CPU)
-        problems.append(str(caught.value))
-    assert all("holds code besides tensors, and was refused" in problem for problem in problems)
-    assert not any("\n" in problem for problem in problems)
-    assert pickle.loads(pickle.dumps(Code())) is None
-    assert capsys.readouterr().out == "this code was run\n"  # by this test itself, and never before
