@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,36 +47,27 @@ class BehaviourSource:
                 raise ValueError(f"{option} {file}: there is no such file")
 
     def build(self, tokenizer: Any, probes: Mapping[str, ProbeSet], settings: ReadingSettings) -> dict[str, Measure]:
-        """The measures, by the name under which they are recorded."""
+        """Build the measures, by the name under which they are recorded."""
         measures: dict[str, Measure] = {}
+        size, probe = settings.batch_size, next(iter(probes.values()))
         for label, source in self.choices.items():
             rows = self._choices(source, tokenizer)
-            measures[label] = ChoiceAccuracy(rows, batch_size=settings.batch_size)
+            measures[label] = ChoiceAccuracy(rows, batch_size=size)
             if self.directions:
                 name = "intervention" if len(self.choices) == 1 else f"intervention_{label}"
                 measures[name] = SpectralIntervention(
-                    next(iter(probes.values())),
-                    rows,
-                    ks=self.directions,
-                    positions=settings.positions,
-                    batch_size=settings.batch_size,
+                    probe, rows, ks=self.directions, positions=settings.positions, batch_size=size
                 )
         if self.memorisation is not None:
-            measures["memorisation"] = Memorisation.load(self.memorisation, batch_size=settings.batch_size)
+            measures["memorisation"] = Memorisation.load(self.memorisation, batch_size=size)
         return measures
 
     def _choices(self, source: str, tokenizer: Any) -> Choices:
         if source.endswith(".json"):
             return Choices.load(source)
         try:
-            rows = _objects(Path(source)) if source.endswith(".jsonl") else hub_rows(source, split=self.split)
-            return Choices.from_sciq(rows, tokenizer)
+            if source.endswith(".jsonl"):
+                return Choices.from_sciq((row for _, row in jsonl_rows(Path(source))), tokenizer)
+            return Choices.from_sciq(hub_rows(source, split=self.split), tokenizer)
         except ValueError as error:
             raise ValueError(f"--choices {source}: {error}") from error
-
-
-def _objects(path: Path) -> Iterator[dict[str, Any]]:
-    for number, row in jsonl_rows(path):
-        if not isinstance(row, dict):
-            raise ValueError(f"line {number} is a {type(row).__name__}: give an object a line")
-        yield row

@@ -84,12 +84,13 @@ class ProbeSource:
         rows = hub_rows(self.source, self.config, split=self.split, streaming=True)
         return self._column(enumerate(rows, start=1), "row")
 
-    def _column(self, rows: Iterable[tuple[int, Any]], unit: str) -> Iterator[str]:
-        """The text of each row; rows are numbered, and called a line or a row in messages."""
+    def _column(self, rows: Iterable[tuple[int, dict[str, Any]]], unit: str) -> Iterator[str]:
+        """Give the text of each row; rows are numbered, and called a line or a row in messages."""
         for number, row in rows:
-            if not isinstance(row, dict) or self.column not in row:
-                has = sorted(row) if isinstance(row, dict) else type(row).__name__
-                raise ValueError(f"{unit} {number} has no column {self.column!r} (--probe-column): it has {has}")
+            if self.column not in row:
+                raise ValueError(
+                    f"{unit} {number} has no column {self.column!r} (--probe-column): it has {sorted(row)}"
+                )
             text = row[self.column]
             if not isinstance(text, str | None):
                 kind = type(text).__name__

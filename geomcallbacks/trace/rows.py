@@ -8,25 +8,27 @@ from pathlib import Path
 from typing import Any
 
 
-def jsonl_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """The number of each line that is not empty, and its value.
+def jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Give the number of each line that is not empty, and its object.
 
     Raises:
-        ValueError: a line is no JSON.
+        ValueError: a line is no JSON, or no object.
     """
     with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
-            if line.strip():
-                try:
-                    yield number, json.loads(line)
-                except RecursionError:
-                    raise ValueError(f"line {number} is no JSON that can be read: it is nested too deep") from None
-                except ValueError as error:
-                    raise ValueError(f"line {number} is no JSON: {error}") from error
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"line {number} is no JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"line {number} is a {type(row).__name__}: give an object a line")
+            yield number, row
 
 
-def parquet_rows(path: Path, column: str) -> Iterator[tuple[int, Any]]:
-    """The number of each row and the row, with this column alone where there is such a column.
+def parquet_rows(path: Path, column: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Give the number of each row and the row, with this column alone where there is such a column.
 
     Raises:
         ValueError: it is no Parquet file, or damaged.
@@ -46,7 +48,7 @@ def parquet_rows(path: Path, column: str) -> Iterator[tuple[int, Any]]:
 
 
 def hub_rows(name: str, config: str | None = None, **options: Any) -> Any:
-    """A data set on the hub, or in a folder of files, as `datasets.load_dataset` gives it.
+    """Open a data set on the hub, or in a folder of files, as `datasets.load_dataset` gives it.
 
     Raises:
         ValueError: it cannot be read.

@@ -15,8 +15,8 @@ from geomcallbacks.trace.checkpoints.revisions import choose_names
 from geomcallbacks.trace.checkpoints.steps import place_names
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-#: Training tokens of one update where branch names do not say: 1,024 rows of 2,048 (Biderman et al. 2023).
-TOKENS_PER_UPDATE = {"EleutherAI/pythia-": 1024 * 2048}
+#: Its branch names do not say: 1,024 rows of 2,048 (Biderman et al. 2023).
+PYTHIA_TOKENS_PER_UPDATE = 1024 * 2048
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,7 @@ def _of_model(model: str, hub: Hub, revisions: str | Sequence[str] | None) -> tu
 
 def _at_steps(name: str, found: list[Found], tokens_per_update: int | None) -> list[Checkpoint]:
     """Checkpoints of one model, each at its own step."""
-    known = next((tokens for start, tokens in TOKENS_PER_UPDATE.items() if name.startswith(start)), None)
-    per_update = tokens_per_update or known
+    per_update = tokens_per_update or (PYTHIA_TOKENS_PER_UPDATE if name.startswith("EleutherAI/pythia-") else None)
     curve = []
     for place, each in enumerate(found):
         step, tokens = each.step, each.tokens
@@ -117,15 +116,10 @@ def _at_steps(name: str, found: list[Found], tokens_per_update: int | None) -> l
 
 def _at_places(several: list[tuple[str, str, list[Found]]]) -> list[Checkpoint]:
     """Checkpoints of several models, (as given, name, checkpoints) each, at their places in the order given."""
-    curve = [(given, name, each) for given, name, found in several for each in found]
-    count = Counter((name, each.revision) for _, name, each in curve)
-    return [
-        Checkpoint(
-            given if each.source is not None and count[name, each.revision] > 1 else name,
-            each.revision,
-            place,
-            source=each.source,
-            problem=each.problem,
-        )
-        for place, (given, name, each) in enumerate(curve)
-    ]
+    count = Counter((name, each.revision) for _, name, found in several for each in found)
+    curve: list[Checkpoint] = []
+    for given, name, found in several:
+        for each in found:
+            model = given if each.source is not None and count[name, each.revision] > 1 else name
+            curve.append(Checkpoint(model, each.revision, len(curve), None, each.source, each.problem))
+    return curve
