@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
-    """Trace as the command line says; returns the exit status."""
+    """Trace as the command line says, and return the exit status."""
     from geomcallbacks.trace.checkpoints.loading import Reading
     from geomcallbacks.trace.tracer import trace
 
@@ -96,7 +96,7 @@ def run(given: argparse.Namespace) -> int:
 
 
 def probes_of(given: argparse.Namespace) -> dict[str, ProbeSource] | None:
-    """The probes that the command line names; None: those of the run, or offline text."""
+    """Return the probes that the command line names; None: those of the run, or offline text."""
     base = PAPER if given.preset == "paper" else ProbeSource()
     changes = {name: value for name in _PROBE if (value := getattr(given, f"probe_{name}")) is not None}
     if given.probe is not None:
@@ -113,7 +113,7 @@ def probes_of(given: argparse.Namespace) -> dict[str, ProbeSource] | None:
 
 
 def settings_of(given: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of GeometryMonitor that the command line gives."""
+    """Return the arguments of GeometryMonitor that the command line gives."""
     preset = {"positions": "last", "alpha_window": [12, 100]} if given.preset == "paper" else {}
     found = {name: value for name in _SETTINGS if (value := getattr(given, name)) is not None}
     if len(found.get("layers", ())) == 1:
@@ -122,7 +122,7 @@ def settings_of(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def measures_of(given: argparse.Namespace) -> Measures | None:
-    """The behaviour that the command line names; None: none."""
+    """Return the behaviour that the command line names; None: none."""
     if not (given.choices or given.memorisation or given.intervention):
         return None
     from geomcallbacks.trace.behaviour_source import BehaviourSource
@@ -174,7 +174,7 @@ def _add_reading(add: Callable[..., object]) -> None:
 
 
 def _hide_bars() -> None:
-    """No bars of single downloads and single models among our own."""
+    """Show no bars of single downloads and single models among our own."""
     import huggingface_hub
     import transformers.utils.logging
 

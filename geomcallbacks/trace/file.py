@@ -116,12 +116,12 @@ class TraceFile:
 
 
 def _without_remarks(part: Any) -> dict[str, Any]:
-    """What a header says of how the numbers came about, without what only helps to read them."""
+    """Return what a header says of how the numbers came about, without what only helps to read them."""
     return {key: value for key, value in part.items() if key != "from_scratch"} if isinstance(part, dict) else {}
 
 
 def default_out(models: Sequence[str]) -> Path:
-    """Where the records of these models go, unless the user says."""
+    """Return where the records of these models go, unless the user says."""
     path = Path(models[0])
     if len(models) == 1 and path.exists():
         folder = path if path.is_dir() else path.parent
@@ -131,13 +131,13 @@ def default_out(models: Sequence[str]) -> Path:
 
 
 def behaviour_out(out: Path) -> Path:
-    """The file of the measures' numbers that goes with a record file."""
+    """Return the file of the measures' numbers that goes with a record file."""
     stem = out.stem.replace("geometry", "behaviour") if "geometry" in out.stem else f"{out.stem}-behaviour"
     return out.with_name(stem + out.suffix)
 
 
 def path_from(name: str, out: Path) -> str:
-    """A model by its hub name, a folder by the way to it from the record file: both move together.
+    """Return a hub name as it is, and a folder as the way to it from the record file: both move together.
 
     A run's `checkpoints` are the same curve as the run.
     """

@@ -48,7 +48,7 @@ class Plan:
     from_scratch: bool | None
 
     def geometry_header(self, curve: Mapping[str, Any]) -> dict[str, Any]:
-        """What the header of the record file says of how its numbers came about; `curve`: `models` and `dtype`."""
+        """Return the header of the record file: how its numbers come about. `curve`: `models` and `dtype`."""
         settings = self.settings.header() | {"recorded_precision": self.precision}
         # Models in order are trained from one another: only the first can have been random.
         from_scratch = False if len(curve["models"]) > 1 else self.from_scratch
@@ -58,7 +58,7 @@ class Plan:
         return {"trace": curve, "settings": settings, "probes": probes, "versions": _versions()}
 
     def behaviour_header(self, curve: Mapping[str, Any]) -> dict[str, Any]:
-        """The same for the file of the measures' numbers."""
+        """Return the same for the file of the measures' numbers."""
         return {"trace": curve, **measures_header(self.measures), "versions": _versions()}
 
 
@@ -72,7 +72,7 @@ def make_plan(
     probes: Probes | None,
     measures: Measures | None,
 ) -> Plan:
-    """The plan of a trace.
+    """Resolve arguments and a run's records into a plan.
 
     Args:
         checkpoints: where a tokenizer is looked for, in this order.

@@ -48,7 +48,7 @@ class ProbeSource:
         return self.source.endswith(".safetensors")
 
     def build(self, tokenizer: Any) -> ProbeSet:
-        """The probe.
+        """Build the probe.
 
         Args:
             tokenizer: the model's; not used by a saved ProbeSet.
@@ -69,7 +69,7 @@ class ProbeSource:
             raise ValueError(f"--probe {self.source} with --probe-rows {self.rows}: {error}") from error
 
     def _texts(self) -> Iterable[str]:
-        """A list, which is visited in a seeded order, or a stream, which is read no further than needed."""
+        """Return a list, which is visited in a seeded order, or a stream, which is read no further than needed."""
         path = Path(self.source)
         if self.source == OFFLINE:
             return cut_texts(held_out_texts(), _CHARACTERS * self.length)
@@ -103,7 +103,9 @@ PAPER = ProbeSource("HuggingFaceFW/fineweb", rows=15_000, length=512, config="sa
 
 
 def labelled(given: Sequence[str], option: str = "probe") -> dict[str, str]:
-    """Sources by label, of `[LABEL=]SOURCE` each. Without labels, one is called as the option, several by their names.
+    """Return sources by label, of `[LABEL=]SOURCE` each.
+
+    Without labels, one is called as the option, several by their names.
 
     Raises:
         ValueError: a label stands twice.

@@ -39,7 +39,7 @@ class Recorded:
     from_scratch: bool | None = None
 
     def kept_probes(self) -> dict[str, ProbeSet]:
-        """The probes that are kept; warns where some are not.
+        """Return the probes that are kept; warn where some are not.
 
         Raises:
             ValueError: none is kept.
@@ -55,7 +55,7 @@ class Recorded:
 
 
 def read_recorded(folder: Path) -> Recorded | None:
-    """What the record file in a run's folder says; None without one, or with one that holds nothing yet.
+    """Return what the record file in a run's folder says; None without one, or with one that holds nothing yet.
 
     Args:
         folder: the run's, that of its checkpoints, or that of one of them.
@@ -74,7 +74,7 @@ def read_recorded(folder: Path) -> Recorded | None:
 
 
 def recorded_files(folder: Path) -> list[Path]:
-    """A run's record files, that of its latest start first: …, `geometry-2.jsonl`, `geometry.jsonl`.
+    """Return a run's record files, that of its latest start first: …, `geometry-2.jsonl`, `geometry.jsonl`.
 
     Args:
         folder: as for `read_recorded`.

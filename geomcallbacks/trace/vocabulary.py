@@ -22,7 +22,7 @@ class Vocabulary:
     """The tokenizer that a curve's probes were made with.
 
     Attributes:
-        tokenizer: it.
+        tokenizer: as Transformers loads it.
         files: hash of its files, where it is a checkpoint's own; None: it was given, and is not held against any.
     """
 
@@ -45,7 +45,7 @@ class Vocabulary:
 
 
 def find_vocabulary(checkpoints: Iterable[Checkpoint], hub: Hub, reading: Reading) -> Vocabulary:
-    """The tokenizer that was given, else that of the first of the checkpoints which has one.
+    """Return the tokenizer that was given, else that of the first of the checkpoints which has one.
 
     Raises:
         ValueError, OSError: none of them has one; says it of the first.
@@ -65,7 +65,7 @@ def find_vocabulary(checkpoints: Iterable[Checkpoint], hub: Hub, reading: Readin
 
 
 def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer in a folder or on the hub.
+    """Load the tokenizer in a folder or on the hub.
 
     Raises:
         ValueError: there is none.
@@ -81,7 +81,7 @@ def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> An
 
 
 def _folder(source: Path, config: str | None) -> Path:
-    """The folder with a checkpoint's tokenizer: its own; for a Lightning file, the configuration's or one beside it."""
+    """Return the folder with a checkpoint's tokenizer: its own, or one near a Lightning file."""
     places = [source]
     if source.is_file():
         beside, above = source.parent, source.parent.parent
@@ -93,6 +93,6 @@ def _folder(source: Path, config: str | None) -> Path:
 
 
 def _hash_of_files(folder: Path) -> str | None:
-    """Of the files that make a tokenizer; None where there are none."""
+    """Return a hash of the files that make a tokenizer; None where there are none."""
     found = [(folder / name).read_bytes() for name in _FILES if (folder / name).is_file()]
     return hashlib.sha256(b"\0".join(found)).hexdigest() if found else None

@@ -14,7 +14,7 @@ from geomcallbacks.trace.checkpoints.hub import Hub
 def fetch_ahead(
     checkpoints: Sequence[Checkpoint], hub: Hub, *, evict: bool
 ) -> Iterator[tuple[Checkpoint, Future[Path]]]:
-    """Each checkpoint, and its folder or file once that is there; `evict`: delete it again after its turn."""
+    """Give each checkpoint, and its folder or file once that is there; `evict`: delete it after its turn."""
     ahead = _in_background(checkpoints[0], hub) if checkpoints else None
     for place, checkpoint in enumerate(checkpoints, start=1):
         assert ahead is not None

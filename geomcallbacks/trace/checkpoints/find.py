@@ -49,7 +49,7 @@ def find_checkpoints(
     revisions: str | Sequence[str] | None = None,
     tokens_per_update: int | None = None,
 ) -> list[Checkpoint]:
-    """The checkpoints of one curve, in the order of their steps.
+    """Return the checkpoints of one curve, in the order of their steps.
 
     Of one model, each stands at its own step. Several models are one curve in the order given, and each checkpoint
     stands at its place in it: 0, 1, 2, … So does the single revision of a model whose name holds no step.
@@ -74,7 +74,7 @@ def find_checkpoints(
 
 
 def _of_model(model: str, hub: Hub, revisions: str | Sequence[str] | None) -> tuple[str, list[Found]]:
-    """Name of a model, and those of its checkpoints that were asked for."""
+    """Return the name of a model, and those of its checkpoints that were asked for."""
     path = Path(model).expanduser()
     if path.exists():
         return path.resolve().name, choose_found(folder_checkpoints(path), revisions, model)
@@ -90,7 +90,7 @@ def _of_model(model: str, hub: Hub, revisions: str | Sequence[str] | None) -> tu
 
 
 def _at_steps(name: str, found: list[Found], tokens_per_update: int | None) -> list[Checkpoint]:
-    """Checkpoints of one model, each at its own step."""
+    """Return the checkpoints of one model, each at its own step."""
     per_update = tokens_per_update or (PYTHIA_TOKENS_PER_UPDATE if name.startswith("EleutherAI/pythia-") else None)
     curve = []
     for place, each in enumerate(found):
@@ -115,7 +115,7 @@ def _at_steps(name: str, found: list[Found], tokens_per_update: int | None) -> l
 
 
 def _at_places(several: list[tuple[str, str, list[Found]]]) -> list[Checkpoint]:
-    """Checkpoints of several models, (as given, name, checkpoints) each, at their places in the order given."""
+    """Return the checkpoints of several models, (as given, name, checkpoints) each, at their places in that order."""
     count = Counter((name, each.revision) for _, name, found in several for each in found)
     curve: list[Checkpoint] = []
     for given, name, found in several:

@@ -30,8 +30,10 @@ class Found:
 
 
 def folder_checkpoints(path: Path) -> list[Found]:
-    """The checkpoints in a folder: `checkpoint-N` or `step-N` in it or in its `checkpoints`, else Lightning's `*.ckpt`
-    there, else the model that the folder itself is. A Lightning file may be given itself.
+    """Return the checkpoints in a folder.
+
+    `checkpoint-N` or `step-N` in it or in its `checkpoints`, else Lightning's `*.ckpt` there, else the model that the
+    folder itself is. A Lightning file may be given itself.
 
     Raises:
         ValueError: there are none.
@@ -58,7 +60,7 @@ def folder_checkpoints(path: Path) -> list[Found]:
 
 
 def choose_found(found: list[Found], revisions: str | Sequence[str] | None, model: str) -> list[Found]:
-    """Those that `revisions` asks for: None or "all", "log" by their steps, else by name as `choose_names` does.
+    """Return those that `revisions` asks for: None or "all", "log" by their steps, else by name as `choose_names` does.
 
     Raises:
         ValueError: there is no such checkpoint.

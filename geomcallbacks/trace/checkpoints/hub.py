@@ -32,7 +32,7 @@ class Hub:
         self._fetched: dict[tuple[str, str], str] = {}  # (model, revision) -> commit
 
     def revisions(self, model: str) -> list[str]:
-        """Branches and tags of a model; those in the cache where the hub cannot be reached.
+        """Return branches and tags of a model; those in the cache where the hub cannot be reached.
 
         Raises:
             ValueError: there is no such model, or it is neither cached nor within reach.
@@ -63,7 +63,7 @@ class Hub:
             return names
 
     def cached(self, model: str) -> dict[str, str]:
-        """Commit of each branch and tag whose snapshot is in the cache, in part at least."""
+        """Return the commit of each branch and tag whose snapshot is in the cache, in part at least."""
         folder = self._folder(model)
         refs = {
             file.relative_to(folder / "refs").as_posix(): file.read_text(encoding="utf-8").strip()
@@ -73,7 +73,7 @@ class Hub:
         return {name: commit for name, commit in refs.items() if (folder / "snapshots" / commit).is_dir()}
 
     def fetch(self, model: str, revision: str, *, weights: bool = True) -> Path:
-        """Folder with the files of one revision, fetched unless they are in the cache.
+        """Return the folder with the files of one revision; fetch what is not in the cache.
 
         Args:
             model: hub name.

@@ -42,7 +42,7 @@ class Reading:
     cache_dir: str | None = None
 
     def resolve(self, dtype: str) -> Reading:
-        """This reading with a device, and with `dtype` where it has none.
+        """Return this reading with a device, and with `dtype` where it has none.
 
         Raises:
             ValueError: there is no such device.
@@ -56,7 +56,7 @@ class Reading:
 
 
 def load_model(source: Path, reading: Reading, *, head: bool = True) -> nn.Module:
-    """The causal language model in a folder as `from_pretrained` reads it, or in a Lightning checkpoint.
+    """Load the causal language model in a folder as `from_pretrained` reads it, or in a Lightning checkpoint.
 
     Args:
         source: the folder, or the `*.ckpt` file.
@@ -95,7 +95,7 @@ def load_model(source: Path, reading: Reading, *, head: bool = True) -> nn.Modul
 
 
 def read_config(source: Path, reading: Reading) -> Any:
-    """The configuration of a Lightning checkpoint: the one given, else `config.json` beside it or one folder up.
+    """Load the configuration of a Lightning checkpoint: the one given, else `config.json` beside it or one folder up.
 
     Raises:
         ValueError: there is none.
@@ -111,7 +111,7 @@ def read_config(source: Path, reading: Reading) -> Any:
 
 
 def refusal(error: Exception) -> str:
-    """Why a file of weights was not read, in a line."""
+    """Say in a line why something was not read."""
     first = "".join(str(error).strip().splitlines()[:1])[:160]
     if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
         return f"the file holds code besides tensors, and was refused: {first}"
@@ -119,7 +119,7 @@ def refusal(error: Exception) -> str:
 
 
 def explained(error: Exception, source: Any) -> ValueError:
-    """The error in words that say what to do."""
+    """Return the error in words that say what to do."""
     if "trust_remote_code" in str(error):
         return ValueError(
             f"{source} needs Python code that comes with it: read it, and give --trust-remote-code if you trust it"
@@ -128,7 +128,7 @@ def explained(error: Exception, source: Any) -> ValueError:
 
 
 def _lightning_state(source: Path, config: Any, trust_remote_code: bool) -> dict[str, Any]:
-    """The language model's weights in a LightningModule's, under the model's own names."""
+    """Return the language model's weights in a LightningModule's, under the model's own names."""
     from transformers import AutoModelForCausalLM
 
     try:

@@ -14,7 +14,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def choose_names(available: Sequence[str], revisions: str | Sequence[str], model: str) -> list[str]:
-    """The names that `revisions` asks for.
+    """Return the names that `revisions` asks for.
 
     Args:
         available: all that there are.
@@ -39,7 +39,7 @@ def choose_names(available: Sequence[str], revisions: str | Sequence[str], model
 
 
 def log_spaced(steps: Iterable[int], per_decade: int = 8) -> list[int]:
-    """About so many of the steps in each tenfold, evenly on a logarithmic axis; the first and the last always."""
+    """Return about so many steps of each tenfold, evenly on a logarithmic axis; the first and the last always."""
     steps = sorted(set(steps))
     nearest: dict[int, int] = {}
     for step in (step for step in steps if step > 0):

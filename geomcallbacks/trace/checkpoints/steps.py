@@ -32,7 +32,7 @@ class Named:
 
 
 def parse_name(name: str) -> Named | None:
-    """Stage, step and tokens from the name of a branch or a folder; None where it holds no step."""
+    """Return stage, step and tokens from the name of a branch or a folder; None where it holds no step."""
     found = _NAME.fullmatch(name)
     if found is None:
         return None
@@ -41,7 +41,7 @@ def parse_name(name: str) -> Named | None:
 
 
 def place_names(names: Iterable[str]) -> dict[str, tuple[int, int | None]]:
-    """(step, tokens) from the start of training, for each name that holds a step, in the order of training.
+    """Return (step, tokens) from the start of training, for each name that holds a step, in the order of training.
 
     A stage goes on from the last step and tokens of the stages before it, so give all names that a repository has.
     Ingredients of a stage are runs of their own from the same start: `step` and `tokens` of two may be equal.
@@ -60,7 +60,7 @@ def place_names(names: Iterable[str]) -> dict[str, tuple[int, int | None]]:
 
 
 def lightning_step(file: Path) -> int:
-    """The step of a Lightning checkpoint: the last in its name, else the `global_step` that it holds.
+    """Return the step of a Lightning checkpoint: the last in its name, else the `global_step` that it holds.
 
     Raises:
         Exception: of any kind, where there is none in the name and the file cannot be read.
