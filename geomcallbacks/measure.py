@@ -36,20 +36,16 @@ _DTYPE_NAMES: dict[Any, str] = {
     torch.float16: "fp16",
 }
 
-
-class LostPassError(RuntimeError):
-    """A rank failed inside a forward pass that others take part in: they wait for it there, and none can go on.
-
-    Raised whatever `on_error` says.
-    """
-
-
 _LOST = (
     "the probe failed on process {} inside the forward pass of a sharded model ({}: {}). The other processes wait for"
     " this one in the same pass, until their group's time-out, so that the run ends here: go on from its last"
     " checkpoint with a smaller batch_size (now {}) where memory ran out, or without the callback"
 )
 _ELSEWHERE = "another process failed to measure: its own message says why"
+
+
+class LostPassError(RuntimeError):
+    """A rank failed inside a forward pass that others wait in, and none can go on. Raised whatever `on_error` says."""
 
 
 class EndingError(Exception):

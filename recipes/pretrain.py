@@ -24,7 +24,6 @@ from typing import Literal
 
 import lightning as L
 import torch
-import wandb
 from judging.pretrain_behaviour import BehaviourSettings, build_measures, save_measures
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
@@ -38,10 +37,11 @@ from training.shapes import build_model
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from geomcallbacks import ProbeSet, Schedule, read_records
+import wandb
+from geomcallbacks import ProbeSet, Schedule
 from geomcallbacks.behaviour.lightning import BehaviourCallback
 from geomcallbacks.lightning import GeometryCallback
-from geomcallbacks.report import plot_run, summary
+from geomcallbacks.report import describe_phases, plot_analysis, read_runs
 
 
 @dataclasses.dataclass
@@ -212,9 +212,9 @@ def read_tokenizer(settings: PretrainSettings, corpus: Corpus) -> PreTrainedToke
 
 def report(folder: RunFolder, trainer: L.Trainer) -> None:
     """Draws the figure and says where everything is."""
-    records = read_records(folder.geometry)
-    plot_run(records, folder.loss(), folder.figure)
-    lines = [summary(records), "", f"figure    {folder.figure}", f"records   {folder.geometry}"]
+    run = read_runs([folder.geometry])[0]
+    plot_analysis(run, folder.figure)
+    lines = [describe_phases(run), "", f"figure    {folder.figure}", f"records   {folder.geometry}"]
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             # experiment.dir is the run's files/ folder; the commands take the run's own.

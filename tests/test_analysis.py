@@ -55,7 +55,7 @@ def test_an_analysis_leaves_tables_numbers_and_figure_and_goes_on(
     numbers = json.loads((folder / "analysis.json").read_text())
     live = read_records(folder / "pretrain" / "geometry.jsonl")
     assert numbers["traced_off"] <= 1e-6
-    assert numbers["turning_points"]["end"] == {key: live[-1][key] for key in ("step", "rankme", "alpha_req")}
+    assert numbers["turning_points"][-1] == {key: live[-1][key] for key in ("step", "rankme", "alpha_req")}
     assert len(numbers["layers"]) == 3
     assert list(numbers["probes"]) == ["probe", "quarter", "half_length", "other_text"]
     assert [record["step"] for record in numbers["intervention"]] == [1, 30]
@@ -90,8 +90,8 @@ def test_behaviour_is_held_against_geometry_phase_by_phase() -> None:
     assert found["rank_correlation"]["warm-up"]["rankme"] == pytest.approx(-1)
     assert found["rank_correlation"]["entropy-seeking"] == {"rankme": pytest.approx(1), "alpha_req": pytest.approx(-1)}
     assert found["rank_correlation"]["compression-seeking"]["rankme"] == pytest.approx(-1)
-    assert turns(own)["trough"] == {"step": 4, "rankme": 5.0, "alpha_req": 45.0}
-    assert turns(own)["peak"]["step"] == 128
+    assert turns(own)[1] == {"step": 4, "rankme": 5.0, "alpha_req": 45.0}
+    assert [turn["step"] for turn in turns(own)] == [0, 4, 128, 2048]
 
 
 def test_checkpoints_are_evenly_spaced_in_log_updates() -> None:

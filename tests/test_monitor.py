@@ -8,7 +8,6 @@ import warnings
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -86,18 +85,6 @@ def test_metrics_of_known_features(n: int, d: int, intervals: bool, dtype: torch
         assert low <= record.metrics[name] <= high
 
 
-def test_padding_side_does_not_matter() -> None:
-    model, (ids_nt, mask_nt) = tiny.model("llama"), tiny.rows()
-    shift = (ids_nt.shape[1] - mask_nt.sum(1)).tolist()
-    left_nt = torch.stack([row.roll(by) for row, by in zip(ids_nt, shift, strict=True)])
-    left_mask_nt = torch.stack([row.roll(by) for row, by in zip(mask_nt, shift, strict=True)])
-    assert not torch.equal(left_nt, ids_nt)
-    (right,) = monitor(ProbeSet.from_token_ids(ids_nt, mask_nt)).measure(model, 0)
-    (left,) = monitor(ProbeSet.from_token_ids(left_nt, left_mask_nt)).measure(model, 0)
-    assert left.metrics == right.metrics
-    assert left.fingerprint == right.fingerprint
-
-
 @pytest.mark.parametrize("how", ["autocast", "own autocast", "model"])
 def test_bf16(how: str) -> None:
     """Under the ambient autocast, under the monitor's own, and in a bf16 model: the model's own bf16 states."""
@@ -110,16 +97,11 @@ def test_bf16(how: str) -> None:
     assert record.precision == "bf16"
     assert_metrics(record, wanted_nd)
     (in_fp32,) = monitor(probe).measure(model.float(), 0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # precision="fp32" overrides what is active
+        (overridden,) = monitor(probe, precision="fp32").measure(model, 0)
+    assert (overridden.precision, overridden.metrics) == ("fp32", in_fp32.metrics)
     assert record.metrics != pytest.approx(in_fp32.metrics, rel=1e-7)
     assert record.metrics == pytest.approx(in_fp32.metrics, rel=0.1)
-
-
-def test_fp32_overrides_the_ambient_autocast() -> None:
-    model = tiny.model("llama")
-    (plain,) = monitor().measure(model, 0)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        (record,) = monitor(precision="fp32").measure(model, 0)
-    assert (record.precision, record.metrics) == ("fp32", plain.metrics)
 
 
 def test_several_probes_and_layers_in_one_pass_over_each() -> None:
@@ -141,14 +123,6 @@ def test_several_probes_and_layers_in_one_pass_over_each() -> None:
     assert len({record.metrics["rankme"] for record in records}) == 6
 
 
-@pytest.mark.parametrize(("positions", "n"), [("last", 64), (3, 192), ("mean", 64), ("all", None)])
-def test_positions_are_recorded_with_their_n(positions: object, n: int | None) -> None:
-    probe = tiny.probe()
-    (record,) = monitor(probe, positions=positions).measure(tiny.model(), 0)
-    assert record.positions == positions
-    assert record.n == (n or int(probe.lengths_n.sum()) - 64)
-
-
 # --- when ---------------------------------------------------------------------------------------------------------
 
 
@@ -161,48 +135,10 @@ def test_measured_at_the_scheduled_updates_once_each(tmp_path: Path) -> None:
             measured += [record.step for record in watch.step(model, step)]
     assert measured == [0, 3, 4, 8, 10]
     assert watch.step(model, 10, last=True) == []
+    assert [record.step for record in watch.step(model, 11, last=True)] == [11]  # an end that nobody foresaw
+    assert [record.step for record in watch.measure(model, 11)] == [11]  # whatever the schedule says
     watch.close()
-    assert [line["step"] for line in read_records(tmp_path / "g.jsonl")] == measured
-
-
-def test_last_is_measured_where_the_length_is_unknown() -> None:
-    watch, model = monitor(schedule=Schedule(per_decade=1)), tiny.model()
-    assert [watch.step(model, step) != [] for step in (0, 1, 2, 10, 11)] == [True, True, False, True, False]
-    assert [record.step for record in watch.step(model, 12, last=True)] == [12]
-
-
-def test_measure_measures_whatever_the_schedule_says() -> None:
-    watch, model = monitor(schedule=Schedule(per_decade=0, every=100)), tiny.model()
-    assert [record.step for record in watch.measure(model, 5)] == [5]
-    assert [record.step for record in watch.measure(model, 5)] == [5]
-    assert watch.step(model, 5, last=True) == []
-
-
-def test_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """10 % of 100 updates of 1 s are 10 s: three optional ones of 2.9 s, two of them early; the rest is noted."""
-    clock, model = [0.0], tiny.model()
-    monkeypatch.setattr("geomcallbacks.running.base.time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    watch = monitor(
-        path=tmp_path / "g.jsonl",
-        schedule=Schedule(per_decade=0, every=10, at=(55,), budget=0.1),
-        total_steps=100,
-        batch_size=64,
-    )
-    watch.start(model)
-
-    def takes_its_time(module: nn.Module, args: object) -> None:
-        clock[0] += 2.9
-
-    model.gpt_neox.register_forward_pre_hook(takes_its_time)
-    measured = []
-    for step in range(101):
-        measured += [record.step for record in watch.step(model, step)]
-        clock[0] += 1.0
-    # the k-th needs 2.9 k <= 5 + step / 20, and at 55 a fixed one is taken besides
-    assert measured == [0, 10, 20, 55, 80, 100]
-    skips = [line for line in read_lines(tmp_path / "g.jsonl") if line["kind"] == "skip"]
-    assert [(line["step"], line["reason"]) for line in skips] == [(s, "budget") for s in (30, 40, 50, 60, 70, 90)]
-    assert [round(skips[0][key], 9) for key in ("cost", "spent", "allowed")] == [2.9, 5.8, 6.5]
+    assert [line["step"] for line in read_records(tmp_path / "g.jsonl")] == [*measured, 11, 11]
 
 
 # --- what is recorded ---------------------------------------------------------------------------------------------
@@ -259,53 +195,13 @@ def test_tokens_seen(given: int | None, per_update: int | None, wanted: int | No
     assert watch.measure(tiny.model(), 3, tokens=given)[0].tokens == wanted
 
 
-def test_probes_are_kept_beside_the_records_under_their_fingerprints(tmp_path: Path) -> None:
-    probes = {"one": tiny.probe(), "two": tiny.probe(seed=5), "again": tiny.probe()}
-    monitor = GeometryMonitor(probes, alpha_window=tiny.WINDOW, path=tmp_path / "g.jsonl")
-    monitor.start(tiny.model())
-    monitor.close()
-    kept = sorted((tmp_path / "g-probes").iterdir())
-    assert [file.name for file in kept] == sorted({f"{probe.fingerprint}.safetensors" for probe in probes.values()})
-    for file in kept:
-        assert ProbeSet.load(file).fingerprint == file.stem
-
-
 def test_spectra_can_be_left_off(tmp_path: Path) -> None:
     monitor(path=tmp_path / "g.jsonl", spectra=False).measure(tiny.model(), 0)
     assert read_records(tmp_path / "g.jsonl")[0]["spectrum"] is None
+    monitor(path=None).measure(tiny.model(), 0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["g-probes", "g.jsonl"]
-
-
-def test_no_path_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monitor().measure(tiny.model(), 0)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_log_row_of_one_probe_and_layer() -> None:
-    watch = monitor(layers=[1])
-    records = watch.measure(tiny.model(), 0)
-    assert watch.log_row(records) == {f"geometry/{name}": value for name, value in records[0].metrics.items()}
-
-
-def test_log_row_of_several_is_in_full_throughout() -> None:
-    for watch in (monitor({"a": tiny.probe(), "b": tiny.probe(70)}, layers=2), monitor(layers=[0, 2])):
-        records = watch.measure(tiny.model(), 0)
-        row = watch.log_row(records)
-        assert set(row) == {f"geometry/{r.probe}/{r.layer}/{name}" for r in records for name in METRIC_NAMES}
-        assert row[f"geometry/{records[1].probe}/layer2/trace"] == records[1].metrics["trace"]
-
-
-def test_log_row_leaves_out_what_has_no_value() -> None:
-    watch = monitor(table_probe(40), layers="table", alpha_window=(1, 3))
-    model = Table()
-    model.table.weight.data.fill_(2.0)
-    records = watch.measure(model, 0)
-    assert watch.log_row(records) == {}
-    model.table.weight.data[:, 0] = torch.arange(100.0)
-    row = watch.log_row(watch.measure(model, 1))
-    assert row["geometry/rankme"] == pytest.approx(1)
-    assert "geometry/alpha_req" not in row
+    (kept,) = (tmp_path / "g-probes").iterdir()
+    assert (kept.stem, ProbeSet.load(kept).fingerprint) == (tiny.probe().fingerprint,) * 2
 
 
 # --- where there is no value --------------------------------------------------------------------------------------
@@ -330,26 +226,6 @@ def test_non_finite_rows(tmp_path: Path, n: int, d: int, value: float) -> None:
     assert watch.measure(model, 1)[0].metrics["rankme"] > 1
 
 
-@pytest.mark.parametrize("value", [0.0, 0.1 * 1e4])
-def test_collapsed_model(tmp_path: Path, value: float) -> None:
-    model = Table()
-    model.table.weight.data.fill_(value)
-    watch = monitor(table_probe(60), layers="table", alpha_window=(1, 4), path=tmp_path / "g.jsonl", batch_size=7)
-    (record,) = watch.measure(model, 0)
-    assert set(record.metrics.values()) == {None}
-    assert record.reasons["rankme"] == "all rows are equal, so the covariance is zero"
-    assert read_records(tmp_path / "g.jsonl")[0]["alpha_req"] is None
-
-
-def test_window_beyond_the_rank_of_the_data() -> None:
-    model = Table(6)
-    model.table.weight.data[:, 3:] = 0.0
-    (record,) = monitor(table_probe(60), layers="table", alpha_window=(1, 4)).measure(model, 0)
-    assert record.metrics["alpha_req"] is None
-    assert record.reasons["alpha_req"] == "ranks 1 to 4 reach past the rank 3 of the data"
-    assert 1 < record.metrics["rankme"] <= 3
-
-
 # --- what is wrong with the arguments -----------------------------------------------------------------------------
 
 
@@ -366,6 +242,10 @@ def test_window_beyond_the_rank_of_the_data() -> None:
                                      r" probe 'probe' have: end it at 63 or below, such as alpha_window=\(7, 47\)"),
         ({"precision": "fp8"}, r"precision='fp8' is unknown: give 'training', 'fp32' or 'bf16'"),
         ({"batch_size": 0}, r"batch_size=0: give a positive number"),
+        ({"batch_size": "8"}, "batch_size='8'"),
+        ({"schedule": None}, "schedule=None is none: give a Schedule"),
+        ({"layers": 1.5}, "layers=1.5 is no layer"),
+        ({"total_steps": -1}, "total_steps=-1: give the number"),
     ],
 )  # fmt: skip
 def test_arguments_are_refused_at_construction(changes: dict[str, object], message: str) -> None:
@@ -383,13 +263,14 @@ def test_arguments_are_refused_at_construction(changes: dict[str, object], messa
                                      r" d = 16 of probe 'probe' have: end it at 16 or below, such as .*\(2, 12\)"),
         ({"probe": ProbeSet.from_token_ids(torch.full((64, 5), 120))}, r"probe 'probe' holds token id 120, and the"
                                      r" model's vocabulary ends at 119: build the probe with the model's own"),
+        ({"probe": tiny.probe(t=70)}, r"probe 'probe' has a row of \d+ tokens.*64 positions.*max_length=64"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("on_error", ["warn", "raise"])
 def test_what_needs_the_model_is_refused_at_the_start(
     tmp_path: Path, changes: dict[str, object], message: str, on_error: str
 ) -> None:
-    model = tiny.model()
+    model = tiny.model("gpt2") if "tokens" in message else tiny.model()  # whose positions end
     for begin in ("start", "step", "measure"):
         watch = monitor(**{"on_error": on_error, "path": tmp_path / "g.jsonl", **changes})
         with pytest.raises(ValueError, match=message):
@@ -408,12 +289,6 @@ def test_few_rows_warn_once() -> None:
     assert "n = 63 features of d = 16: below 4 d = 64, RankMe and its relatives are biased downward" in said
 
 
-def test_enough_rows_do_not_warn() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        monitor(tiny.probe(64)).measure(tiny.model(), 0)
-
-
 # --- what goes wrong on the way -----------------------------------------------------------------------------------
 
 
@@ -426,31 +301,6 @@ def breaks(model: nn.Module, error: Callable[[int], Exception | None]) -> None:
             raise raised
 
     model.gpt_neox.register_forward_pre_hook(check, with_kwargs=True)
-
-
-def test_failure_warns_once_and_training_goes_on(tmp_path: Path) -> None:
-    model = tiny.model()
-    watch = monitor(on_error="warn", path=tmp_path / "g.jsonl", schedule=Schedule(every=1))
-    watch.start(model)
-    broken = [True]
-    breaks(model, lambda rows: KeyError("injected") if broken[0] else None)
-    with pytest.warns(
-        UserWarning, match=r"not measured at step 0 \(KeyError: 'injected'\); training goes on"
-    ) as caught:
-        assert [watch.step(model, step) for step in range(3)] == [[], [], []]
-    assert len(caught) == 1
-    broken[0] = False
-    assert watch.step(model, 2) == []  # that update is done with
-    assert [record.step for record in watch.step(model, 3)] == [3]
-    assert [line["step"] for line in read_records(tmp_path / "g.jsonl")] == [3]
-
-
-def test_failure_raises_where_asked() -> None:
-    model, watch = tiny.model(), monitor(on_error="raise")
-    watch.start(model)
-    breaks(model, lambda rows: KeyError("injected"))
-    with pytest.raises(KeyError, match="injected"):
-        watch.measure(model, 0)
 
 
 def test_out_of_memory_halves_the_batch(tmp_path: Path) -> None:
@@ -491,15 +341,6 @@ def test_memory_of_a_failed_attempt_is_free_before_the_next() -> None:
     assert (len(held), record.batch_size) == (2, 8)
 
 
-def test_out_of_memory_of_single_rows_is_a_failure() -> None:
-    model, watch = tiny.model(), monitor(on_error="warn", batch_size=4)
-    watch.start(model)
-    breaks(model, lambda rows: torch.OutOfMemoryError("injected"))
-    with pytest.warns(UserWarning, match=r"not measured at step 0 \(OutOfMemoryError: injected\)"):
-        assert watch.measure(model, 0) == []
-    assert all(module.training for module in model.modules())
-
-
 def test_unwritable_record_does_not_end_training(tmp_path: Path) -> None:
     (tmp_path / "g-spectra").write_text("a file where the folder is to be")
     watch = monitor(on_error="warn", path=tmp_path / "g.jsonl")
@@ -507,14 +348,14 @@ def test_unwritable_record_does_not_end_training(tmp_path: Path) -> None:
         records = watch.measure(tiny.model(), 0)
     watch.close()
     assert records[0].metrics["rankme"] == read_records(tmp_path / "g.jsonl")[0]["rankme"]
-    assert records[0].spectrum is None
+    assert read_records(tmp_path / "g.jsonl")[0]["spectrum"] is None
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_full_disk_costs_lines_of_the_file_and_nothing_else(tmp_path: Path) -> None:
     watch, model = monitor(on_error="warn", path=tmp_path / "g.jsonl", spectra=False), tiny.model()
     watch.step(model, 0)
-    watch._writer._file = open("/dev/full", "ab", buffering=0)  # noqa: SIM115
+    watch._run.writer._file = open("/dev/full", "ab", buffering=0)  # noqa: SIM115
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         records = [watch.measure(model, step) for step in (1, 2)]
@@ -522,13 +363,6 @@ def test_full_disk_costs_lines_of_the_file_and_nothing_else(tmp_path: Path) -> N
     assert [len(found) for found in records] == [1, 1]
     assert len(caught) == 1
     assert "No space left" in str(caught[0].message)
-
-
-def test_folder_that_cannot_be_made_costs_the_file(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text("a file where the folder is to be")
-    watch = monitor(on_error="warn", path=tmp_path / "a" / "g.jsonl")
-    with pytest.warns(UserWarning, match="could not be written"):
-        assert len(watch.step(tiny.model(), 0)) == 1
 
 
 def test_failing_probe_leaves_the_others_their_records(tmp_path: Path) -> None:
@@ -548,28 +382,6 @@ def test_failing_probe_leaves_the_others_their_records(tmp_path: Path) -> None:
     assert [record["probe"] for record in read_records(tmp_path / "g.jsonl")] == ["a", "c"] * 3
 
 
-def test_learned_positions_that_the_probe_outgrows_are_refused() -> None:
-    watch = GeometryMonitor(tiny.probe(t=70), alpha_window=tiny.WINDOW)
-    with pytest.raises(ValueError, match=r"row of \d+ tokens.*64 positions.*max_length=64"):
-        watch.start(tiny.model("gpt2"))
-    watch.start(tiny.model("llama"))  # rotary positions do not end
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"schedule": None}, "schedule=None"),
-        ({"batch_size": "8"}, "batch_size='8'"),
-        ({"layers": 1.5}, "layers=1.5"),
-        ({"layers": [[0]]}, r"layers=\[\[0\]\]"),
-        ({"total_steps": -1}, "total_steps=-1"),
-    ],
-)
-def test_settings_of_the_wrong_kind_are_refused_at_construction(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises((ValueError, TypeError), match=message):
-        monitor(**settings)
-
-
 def test_updates_counted_by_numpy(tmp_path: Path) -> None:
     watch = monitor(path=tmp_path / "g.jsonl", schedule=Schedule(every=1))
     for step in np.arange(3):
@@ -579,39 +391,7 @@ def test_updates_counted_by_numpy(tmp_path: Path) -> None:
     json.dumps(watch.state_dict())
 
 
-def test_resuming_goes_on_in_the_run_s_own_file_not_in_the_last(tmp_path: Path) -> None:
-    """Two runs in one folder, as W&B's logger gives them under Lightning; the first is resumed."""
-    path, model = tmp_path / "g.jsonl", tiny.model()
-    first, second = (monitor(path=path, schedule=Schedule(every=2, per_decade=0)) for _ in range(2))
-    for watch, end in ((first, 4), (second, 8)):
-        for step in range(end + 1):
-            watch.step(model, step)
-        state = watch.state_dict()
-        if watch is first:
-            saved = state
-        watch.close()
-    resumed = monitor(path=path, schedule=Schedule(every=2, per_decade=0))
-    resumed.load_state_dict(saved)
-    for step in range(5, 7):
-        resumed.step(model, step)
-    resumed.close()
-    assert [record["step"] for record in read_records(path)] == [0, 2, 4, 6]
-    assert [record["step"] for record in read_records(tmp_path / "g-2.jsonl")] == [0, 2, 4, 6, 8]
-
-
 # --- runs ---------------------------------------------------------------------------------------------------------
-
-
-def test_two_runs_with_one_monitor(tmp_path: Path) -> None:
-    watch, model = monitor(path=tmp_path / "g.jsonl", schedule=Schedule(every=1)), tiny.model()
-    for name in ("g.jsonl", "g-2.jsonl"):
-        watch.start(model, total_steps=2)
-        assert watch.record_path == tmp_path / name
-        for step in range(3):
-            assert len(watch.step(model, step)) == 1
-        watch.close()
-        watch.close()
-        assert [line["step"] for line in read_records(tmp_path / name)] == [0, 1, 2]
 
 
 def test_length_of_one_run_is_not_that_of_the_next(tmp_path: Path) -> None:
@@ -622,69 +402,35 @@ def test_length_of_one_run_is_not_that_of_the_next(tmp_path: Path) -> None:
     assert [len(watch.step(model, step)) for step in range(3)] == [1, 0, 0]
 
 
-def test_resuming_from_a_checkpoint(tmp_path: Path) -> None:
-    path, model = tmp_path / "g.jsonl", tiny.model()
-    first = monitor(path=path, schedule=Schedule(every=2, per_decade=0))
-    for step in range(5):
-        first.step(model, step)
-        if step == 2:
-            state = json.loads(json.dumps(first.state_dict()))  # a checkpoint holds plain things
-    first.close()
-    assert [line["step"] for line in read_records(path)] == [0, 2, 4]
-    second = monitor(path=path, schedule=Schedule(every=2, per_decade=0))
-    second.load_state_dict(state)
-    for step in range(2, 7):  # a loop that calls step before each update begins with the checkpoint's own
-        second.step(model, step)
-    second.close()
-    assert second.record_path == path
-    assert [line["step"] for line in read_records(path)] == [0, 2, 4, 6]
-    assert [line.get("resumed_from") for line in read_lines(path) if line["kind"] == "header"] == [None, 2]
-
-
-def test_state_before_and_after_a_run() -> None:
-    watch = monitor()
-    assert watch.state_dict()["step"] == 0
-    watch.load_state_dict(watch.state_dict())
-    watch.load_state_dict({**watch.state_dict(), "step": 12})
-    assert watch.state_dict()["step"] == 12
-
-
-def test_checkpoint_of_another_probe_is_refused() -> None:
-    state = monitor({"a": tiny.probe()}).state_dict()
-    for other in ({"a": tiny.probe(seed=9)}, {"b": tiny.probe()}, {"a": tiny.probe(), "b": tiny.probe()}):
-        with pytest.raises(
-            ValueError, match=r"was measured with probes = \{'a': .*\}, and now has .*: give it the same, or allow"
-        ):
-            monitor(other).load_state_dict(state)
-        allowed = monitor(other, allow_change=True)
-        allowed.load_state_dict(state | {"step": 7})
-        assert allowed.resumed_from == 7
-    monitor({"a": tiny.probe()}).load_state_dict(state)
-
-
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
         ({"alpha_window": (3, 9)}, r"alpha_window = \[2, 8\], and now has \[3, 9\]"),
         ({"positions": 3}, "positions = last, and now has 3"),
         ({"precision": "bf16"}, "precision = training, and now has bf16"),
+        ({"probe": {"a": tiny.probe(seed=9)}}, r"probes = \{'a': .*\}, and now has \{'a'"),
+        ({"probe": {"a": tiny.probe(), "b": tiny.probe()}}, r"probes = \{'a': .*\}, and now has .*'b'"),
     ],
 )
 def test_checkpoint_of_another_convention_is_refused(changed: dict[str, Any], said: str) -> None:
-    state = json.loads(json.dumps(monitor().state_dict()))
-    with pytest.raises(ValueError, match=rf"the run was measured with {said}: give it the same"):
+    state = json.loads(json.dumps(monitor({"a": tiny.probe()}).state_dict())) | {"step": 7}
+    changed = {"probe": {"a": tiny.probe()}} | changed
+    with pytest.raises(ValueError, match=rf"the run was measured with {said}.*: give it the same, or allow_change"):
         monitor(**changed).load_state_dict(state)
-    monitor(**changed, allow_change=True).load_state_dict(state)
-    monitor(batch_size=7).load_state_dict(state)  # says how, not what: the same numbers but for rounding
+    allowed = monitor(**changed, allow_change=True)
+    allowed.load_state_dict(state)
+    assert (allowed.resumed_from, allowed.state_dict()["step"]) == (7, 7)
+    monitor({"a": tiny.probe()}, batch_size=7).load_state_dict(state)  # the same numbers but for rounding
 
 
 def test_what_a_checkpoint_left_unmeasured_is_measured(tmp_path: Path) -> None:
     """The end had come before the measurement, yet not before the checkpoint."""
     path, model = tmp_path / "g.jsonl", tiny.model()
-    first = monitor(path=path, schedule=Schedule(every=2, per_decade=0))
+    first, ends = monitor(path=path, schedule=Schedule(every=2, per_decade=0)), [False]
+    first.start(model, ending=lambda: ends[0])
     for step in range(4):
         first.step(model, step)
-    first.ending = lambda: True
+    ends[0] = True
     assert first.step(model, 4) == []
     state = first.state_dict()
     first.close()
@@ -700,7 +446,7 @@ def test_what_a_checkpoint_left_unmeasured_is_measured(tmp_path: Path) -> None:
 def test_a_measurement_that_is_given_up_leaves_nothing(tmp_path: Path) -> None:
     watch = monitor({"a": tiny.probe(), "b": tiny.probe(seed=3)}, path=tmp_path / "g.jsonl", batch_size=16)
     asked: list[int] = []
-    watch.ending = lambda: bool(asked.append(1)) or len(asked) == 1 + 4 + 2
+    watch.start(tiny.model(), ending=lambda: bool(asked.append(1)) or len(asked) == 1 + 4 + 2)
     assert watch.step(tiny.model(), 0) == []
     assert len(asked) == 7
     assert read_records(tmp_path / "g.jsonl") == []

@@ -321,7 +321,7 @@ def test_accelerate_launch_runs_the_recipe_and_names_its_files(texts: Path, tmp_
     assert [record["step"] for record in read_records(tmp_path / "run" / "geometry.jsonl")] == [0, 1, 2, 3, 4]
     (wandb_run,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
     assert list(wandb_run.glob("*.wandb"))
-    for needed in ("geometry.png", "geometry.jsonl", "trough", "peak", "wandb leet ", "wandb sync "):
+    for needed in ("geometry.png", "geometry.jsonl", "no phase stands out", "wandb leet ", "wandb sync "):
         assert needed in done.stdout
     named = done.stdout.split("wandb sync ")[1].split()[0]
     assert (ROOT / named).resolve() == wandb_run.resolve()

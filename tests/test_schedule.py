@@ -1,13 +1,10 @@
-"""The exact updates that are measured, and what the budget lets through."""
+"""The exact updates that are measured."""
 
 from __future__ import annotations
-
-import json
 
 import pytest
 
 from geomcallbacks import Schedule
-from geomcallbacks.running.budget import Ledger
 
 
 @pytest.mark.parametrize(
@@ -47,7 +44,6 @@ def test_first_last_and_fixed_always(schedule: Schedule, total: int) -> None:
     assert steps[0] == 0
     assert steps[-1] == total
     assert set(steps) >= {step for step in schedule.at if step <= total}
-    assert len(steps) <= 120 or schedule.every is not None
     fixed = {step for step in range(total + 1) if schedule.is_fixed(step, total)}
     assert fixed == {0, total, *(step for step in schedule.at if step <= total)}
 
@@ -71,131 +67,3 @@ def test_beyond_a_wrong_end_it_goes_on() -> None:
 def test_refusals(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Schedule(**changes)
-
-
-def test_ledger_without_a_budget_allows_everything() -> None:
-    ledger = Ledger(None)
-    ledger.measured(1e9, fixed=False)
-    assert ledger.allows(None)
-
-
-def paced(budget: float, pace: float = 1.0) -> Ledger:
-    """A ledger after two updates: the first, and one that shows the pace."""
-    ledger = Ledger(budget)
-    for _ in range(2):
-        ledger.trained(pace, updates=1)
-    return ledger
-
-
-def test_ledger_of_a_known_length_by_hand() -> None:
-    """1 % of 1000 updates of 2 s are 20 s: half may be spent at once, the rest comes with 0.01 s an update."""
-    ledger = Ledger(0.01)
-    taken = []
-    ledger.measured(2.0, fixed=True)
-    for step in range(1, 1001):
-        ledger.trained(2.0, updates=1)
-        if ledger.allows(1000):
-            ledger.measured(2.0, fixed=False)
-            taken.append(step)
-    # the k-th needs 2 k <= 10 + 0.01 step; the first update alone shows no pace, and allows 0.02 s
-    assert taken == [2, 3, 4, 5, 6, 200, 400, 600, 800, 1000]
-    assert ledger.optional_seconds == pytest.approx(0.01 * ledger.training_seconds)
-    assert (ledger.fixed_seconds, ledger.training_seconds) == (2.0, 2000.0)
-
-
-def test_ledger_of_an_unknown_length_follows_the_time_trained() -> None:
-    ledger = Ledger(0.1)
-    ledger.measured(1.0, fixed=True)
-    ledger.trained(9.0, updates=9)
-    assert not ledger.allows(None)  # another second would be more than 0.9 s
-    ledger.trained(1.0, updates=1)
-    assert ledger.allows(None)
-    ledger.measured(1.0, fixed=False)
-    assert not ledger.allows(None)
-
-
-def test_ledger_projects_by_the_median_pace() -> None:
-    """An evaluation falls into one update: it has taken its time, and is not the pace of the others."""
-    ledger = Ledger(0.01)
-    ledger.measured(8.0, fixed=True)
-    for seconds in (60.0, 1.0, 1.0, 500.0, 1.0):
-        ledger.trained(seconds, updates=1)
-    ledger.trained(0.0, updates=0)  # a second call at the same update is no update
-    # 563 s have passed; 1 % of them and of 237 more are 8 s
-    assert ledger.allows(5 + 237)
-    assert not ledger.allows(5 + 236)
-
-
-def test_a_first_update_that_compiles_lets_nothing_through() -> None:
-    """At its pace 100 updates would take 500 s; they take 104, and 1 % of that is less than one measurement."""
-    ledger = Ledger(0.01)
-    ledger.measured(1.6, fixed=True)
-    for seconds in (5.0, *[1.0] * 99):
-        ledger.trained(seconds, updates=1)
-        assert not ledger.allows(100)
-
-
-def test_ledger_counts_several_updates_between_calls() -> None:
-    ledger = Ledger(0.5)
-    ledger.trained(1.0, updates=1)
-    ledger.trained(9.0, updates=9)
-    ledger.measured(50.0, fixed=True)
-    assert ledger.allows(100)
-    assert not ledger.allows(99)
-
-
-def test_a_first_measurement_that_compiles_does_not_end_the_others() -> None:
-    ledger = paced(0.01)
-    ledger.measured(9.0, fixed=True)
-    taken = 0
-    while ledger.allows(1000) and taken < 99:  # 9 s would fit the 10 s of the run, of which 5.01 may be spent by now
-        ledger.measured(0.1, fixed=False)
-        taken += 1
-    assert taken == 50
-
-
-def test_one_slow_measurement_does_not_end_the_others() -> None:
-    ledger = paced(0.01)
-    for seconds in (0.1, 0.1, 0.1, 4.0):
-        ledger.measured(seconds, fixed=False)
-    assert ledger.allows(1000)  # what it took is spent, and another like it would still be within 10 s
-    ledger.measured(4.0, fixed=False)
-    assert not ledger.allows(1000)
-
-
-@pytest.mark.parametrize("total", [1000, None])
-@pytest.mark.parametrize("begins", range(2, 1000, 37))
-def test_a_probe_that_becomes_fifty_times_dearer(begins: int, total: int | None) -> None:
-    """From 0.04 to 2 s at update `begins`: the 10 s of the run are exceeded by one of them at most."""
-    ledger = Ledger(0.01)
-    ledger.measured(0.04, fixed=True)
-    for step in range(1, 1001):
-        ledger.trained(1.0, updates=1)
-        if ledger.allows(total):
-            ledger.measured(2.0 if step >= begins else 0.04, fixed=False)
-        assert total is not None or ledger.optional_seconds <= 0.01 * step + 2.0  # nothing is spent ahead
-    assert 5.0 < ledger.optional_seconds <= 1.2 * 10.0
-
-
-def test_a_resumed_run_gets_no_new_allowance() -> None:
-    """Stopped and resumed nine times, one that starts anew each time could spend five times its half."""
-    state: dict[str, float] | None = None
-    for begin in range(0, 1000, 100):
-        ledger = Ledger(0.01, begin, state)
-        if begin == 0:
-            ledger.measured(1.0, fixed=True)
-        for _ in range(100):
-            ledger.trained(1.0, updates=1)
-            if ledger.allows(1000):
-                ledger.measured(1.0, fixed=False)
-        state = json.loads(json.dumps(ledger.state_dict()))
-    assert (ledger.optional_seconds, ledger.training_seconds, ledger.updates) == (10.0, 1000.0, 1000)
-
-
-def test_a_run_resumed_without_its_account_has_that_of_what_is_left() -> None:
-    ledger = Ledger(0.1, begun=900)
-    for _ in range(2):
-        ledger.trained(1.0, updates=1)
-    ledger.measured(1.0, fixed=False)
-    # 10 % of 100 s, half at once: 0.5 + 0.5 x 2 / 100 of 10 s
-    assert ledger.account(1000) == pytest.approx({"cost": 1.0, "spent": 1.0, "allowed": 5.1})

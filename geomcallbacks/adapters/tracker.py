@@ -15,7 +15,6 @@ from torch import Tensor
 from geomcallbacks.metrics import numerical_rank
 from geomcallbacks.monitor import GeometryMonitor
 from geomcallbacks.phases import PHASE_NAMES
-from geomcallbacks.reading.locate import layer_list
 from geomcallbacks.record import GeometryRecord
 from geomcallbacks.running.messages import WarnOnce
 
@@ -48,7 +47,8 @@ def geometry_row(monitor: GeometryMonitor, records: Sequence[GeometryRecord]) ->
 
     `phase` is 0 warm-up, 1 entropy-seeking, 2 compression-seeking. What has no value is `missing`.
     """
-    alone = len(monitor.probes) == 1 and len(layer_list(monitor.settings.layers)) == 1
+    layers = monitor.settings.layers
+    alone = len(monitor.probes) == 1 and not (isinstance(layers, list) and len(layers) > 1)
     values: dict[str, float] = {}
     spectra: dict[str, Tensor] = {}
     missing: list[str] = []
@@ -72,6 +72,7 @@ def geometry_row(monitor: GeometryMonitor, records: Sequence[GeometryRecord]) ->
 def wandb_histograms(spectra: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return eigenspectra as W&B histograms of log₁₀ λ, which W&B draws over steps as a heat map."""
     import numpy as np
+
     import wandb
 
     drawn = {}

@@ -31,9 +31,8 @@ def find_loss(file: Path) -> Loss:
     checkpoints = sorted(file.parent.glob("checkpoint-*/trainer_state.json"), key=lambda found: _tail(found.parent))
     others = [file.parent / "metrics.csv", file.parent / "trainer_state.json", *checkpoints[::-1]]
     others.append(file.parent / "lightning_logs" / "version_0" / "metrics.csv")
-    for other in () if points else others:
-        points = points or (read_loss(other) if other.is_file() else [])
-    return sorted(points)
+    beside = (read_loss(other) for other in others if other.is_file())
+    return sorted(points or next(filter(None, beside), []))
 
 
 def read_loss(path: Path) -> Loss:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+#: Options of what matplotlib draws.
+Look = dict[str, Any]
 
 INK, GREY, SOFT, GRID = "#1f2933", "#9aa5b1", "#616e7c", "#e4e7eb"
 """Text, lines that carry no data, small print, and the grid."""
@@ -20,27 +23,19 @@ SERIES = ("#1c5d99", "#c8553d", "#2a7f62", "#b8860b", "#8f4ba8", "#0f8b8d", "#d1
 """Of lines that are told apart by a legend: runs, or numbers in one panel. They come again after eight."""
 
 
-def style(axis: Axes, *, first: float = 1, last: float | None = None, grid: Literal["both", "x", "y"] = "both") -> None:
+def style(axis: Axes, *, grid: Literal["both", "x", "y"] = "both") -> None:
     """Light grid, no frame above and right of it, quiet ticks.
 
     Args:
         axis: the axis.
-        first: smallest positive number of updates.
-        last: largest number of updates; with it, x is log updates, and the left edge leaves room for update 0, which
-            has no logarithm.
         grid: which grid lines are drawn.
     """
-    if last is not None:
-        axis.set_xscale("log")
-        axis.set_xlim(first / 2, max(last, first) * 1.25)
     axis.grid(True, which="major", axis=grid, color=GRID, linewidth=0.8)
     axis.set_axisbelow(True)
     axis.tick_params(colors=COLOURS["loss"], labelsize=9)
     axis.yaxis.label.set_color(INK)
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axis.spines[side].set_color(GREY)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["left", "bottom"]].set_color(GREY)
 
 
 def digits(value: float) -> str:

@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from geomcallbacks.report.analysis import plot_analysis
-from geomcallbacks.report.data import Run, read_runs, record_file
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A figure of a report.
-
-    Attributes:
-        file: where it stands.
-        title: its name on the page.
-        caption: what is seen in it.
-    """
-
-    file: Path
-    title: str
-    caption: str
+from geomcallbacks.report.data import read_runs, record_file
+from geomcallbacks.report.figures import draw_behaviour, draw_primacy, draw_probes
+from geomcallbacks.report.intervention import draw_intervention
+from geomcallbacks.report.layers import draw_layers
+from geomcallbacks.report.page import Figure, write_page
+from geomcallbacks.report.run import Run
+from geomcallbacks.report.spectra import draw_spectra
 
 
 def write_report(
@@ -68,55 +58,41 @@ def write_report(
         raise ValueError(f"{folder} is a link, through which no report is written: say where with --out")
     folder.mkdir(parents=True, exist_ok=True)
     figures = _draw_all(runs, folder, kind, title)
-    if not page:
-        return runs, figures, None
-    from geomcallbacks.report.page import write_page
-
-    return runs, figures, write_page(runs, figures, folder / "index.html", title)
+    return runs, figures, write_page(runs, figures, folder / "index.html", title) if page else None
 
 
 def describe_report(runs: Sequence[Run], figures: Sequence[Figure], page: Path | None) -> str:
-    """In a few lines: what was read of each run, and where page and figures are."""
+    """Return a few lines: what was read of each run, and where page and figures are."""
     lines = []
     for run in runs:
         beside = [f"{len(run.loss):,} losses" if run.loss else "no training loss found"]
         beside += [f"{len(run.keys)} numbers of behaviour"] if run.keys else []
         phases = " → ".join(phase.name for phase in run.phases) or "no phase stands out"
         lines.append(f"{run.name}: {len(run.curve())} measurements, {', '.join(beside)}; {phases}")
-    folder = figures[0].file.parent
-    lines.append(f"figures   {folder}{os.sep}: {', '.join(figure.file.name for figure in figures)}")
+    names = ", ".join(figure.file.name for figure in figures)
+    lines.append(f"figures   {figures[0].file.parent}{os.sep}: {names}")
     lines += [f"page      {page}"] if page is not None else []
     return "\n".join(lines)
 
 
 def _draw_all(runs: Sequence[Run], folder: Path, kind: str, title: str | None) -> list[Figure]:
     """All figures for which the runs have something; with several runs, those of a single one are named after it."""
-    from geomcallbacks.report import figures as draw
-
-    whole = folder / f"analysis.{kind}"
-    plot_analysis(runs, whole, title if title and len(runs) == 1 else None)
-    figures = [Figure(whole, "Along the run" if len(runs) == 1 else "The runs", _CAPTIONS["analysis"])]
-    tails = _tails(runs)
-    single: dict[str, Callable[[Run, Path], bool]] = {
-        "layers": draw.draw_layers,
-        "spectra": draw.draw_spectra,
-        "probes": draw.draw_probes,
-        "primacy": draw.draw_primacy,
-    }
-    several: dict[str, Callable[[Sequence[Run], Path], bool]] = {
-        "intervention": draw.draw_intervention,
-        "behaviour": draw.draw_behaviour,
-    }
-    for name, draw_run in single.items():
-        for run, tail in zip(runs, tails, strict=True):
+    alone, whole = len(runs) == 1, folder / f"analysis.{kind}"
+    plot_analysis(runs, whole, title if alone else None)
+    caption = (
+        "Everything over the same log updates. Phases are found from RankMe; bars at their boundaries, and numbers in "
+        "brackets, are 95 % intervals."
+    )
+    figures = [Figure(whole, "Along the run" if alone else "The runs", caption)]
+    for name, heading, caption, draw in _OF_ONE:
+        for run, tail in zip(runs, _tails(runs), strict=True):
             file = folder / f"{name}{tail}.{kind}"
-            if draw_run(run, file):
-                of_run = f": {run.name}" if len(runs) > 1 else ""
-                figures.append(Figure(file, _TITLES[name] + of_run, _CAPTIONS[name]))
-    for name, draw_runs in several.items():
+            if draw(run, file):
+                figures.append(Figure(file, heading if alone else f"{heading}: {run.name}", caption))
+    for name, heading, caption, draw_runs in _OF_ALL:
         file = folder / f"{name}.{kind}"
         if draw_runs(runs, file):
-            figures.append(Figure(file, _TITLES[name], _CAPTIONS[name]))
+            figures.append(Figure(file, heading, caption))
     return figures
 
 
@@ -130,21 +106,14 @@ def _tails(runs: Sequence[Run]) -> list[str]:
     return [f"-{slug}" for slug in slugs]
 
 
-_TITLES = {
-    "layers": "Layers",
-    "spectra": "Eigenspectra",
-    "probes": "Probes",
-    "primacy": "Loss by token frequency",
-    "intervention": "Spectral intervention",
-    "behaviour": "Further numbers",
-}
-_CAPTIONS = {
-    "analysis": "Everything over the same log updates. Phases are found from RankMe; bars at their boundaries, and "
-    "numbers in brackets, are 95 % intervals.",
-    "layers": "Phases of each layer, with intervals of their boundaries; RankMe and α relative to the layer’s maximum.",
-    "spectra": "Shares of the eigenvalues at the start, at the trough and peak of RankMe, and at the end.",
-    "probes": "The last layer on each probe.",
-    "primacy": "Loss on the probe’s tokens by how frequent they are in the training text.",
-    "intervention": "Multiple-choice accuracy with eigendirections of the hidden states kept or removed.",
-    "behaviour": "What else was measured beside the geometry.",
-}
+#: Figures of one run, and of all runs: file, title, caption, and what draws it.
+_OF_ONE = (
+    ("layers", "Layers", "Phases of each layer, with intervals; RankMe and α over the layer’s maximum.", draw_layers),
+    ("spectra", "Eigenspectra", "At the start, at each boundary of the phases, and at the end.", draw_spectra),
+    ("probes", "Probes", "The last layer on each probe.", draw_probes),
+    ("primacy", "Loss by token frequency", "On the probe’s tokens, by their count in the training text.", draw_primacy),
+)
+_OF_ALL = (
+    ("intervention", "Spectral intervention", "Accuracy with eigendirections kept or removed.", draw_intervention),
+    ("behaviour", "Further numbers", "What else was measured beside the geometry.", draw_behaviour),
+)

@@ -32,7 +32,7 @@ class Run:
     Attributes:
         total_steps: updates of the run, where known.
         ending: says whether this process has been told to end.
-        budget: what measuring has cost.
+        budget: what measuring has cost; None where the schedule sets no bound.
         step: the last update that was asked about.
         settled: the last update whose measurement was taken, failed or skipped.
         run_id: names the run, also after it is resumed.
@@ -41,7 +41,7 @@ class Run:
 
     total_steps: int | None
     ending: Callable[[], bool] | None
-    budget: Budget
+    budget: Budget | None
     step: int
     settled: int | None
     run_id: str | None = None
@@ -136,7 +136,8 @@ class RunMonitor(ABC):
             self.load_state_dict(state)
         known = self._state if self._resumes and step > 0 else {}
         self._prepare(model)
-        budget = Budget(self.schedule.budget, step, time.perf_counter(), known.get("spent"))
+        share = self.schedule.budget
+        budget = None if share is None else Budget(share, step, time.perf_counter(), known.get("spent"))
         total = self.total_steps if total_steps is None else total_steps
         settled = known.get("measured", step) if step > 0 else None
         run = self._run = Run(total, ending, budget, step, settled, known.get("run_id"))
@@ -154,7 +155,7 @@ class RunMonitor(ABC):
         if run is None or self._resumes:
             return {"step": 0, "measured": None, "run_id": None} | self._state
         state: dict[str, Any] = {"step": run.step, "measured": run.settled, "run_id": run.run_id}
-        return state | ({"spent": run.budget.state_dict()} if self.schedule.budget is not None else {})
+        return state if run.budget is None else state | {"spent": run.budget.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint at the next start: record file and budget are continued, not begun anew."""
@@ -182,22 +183,22 @@ class RunMonitor(ABC):
         Returns:
             "fixed" for the first, the last and those that the schedule names; "optional" for the others; None.
         """
-        run, step, now = self._started(model), int(step), time.perf_counter
+        run, step, device = self._started(model), int(step), device_of(model)
         due = step != run.settled and (last or self.schedule.is_due(step, run.total_steps))
-        if due and self.schedule.budget is not None and (device := device_of(model)).type != "cpu":
-            torch.accelerator.synchronize(device)  # or what training left for it to do would count as measuring
-        if due or not run.budget.warm:
-            run.budget.trained(step, now())
+        if run.budget is not None and (due or not run.budget.warm):
+            if due and device.type != "cpu":
+                torch.accelerator.synchronize(device)  # or what training left for it to do would count as measuring
+            run.budget.trained(step, time.perf_counter())
         run.step = step
-        if not due or (run.ending is not None and any_process(run.ending(), device_of(model))):
+        if not due or (run.ending is not None and any_process(run.ending(), device)):
             return None
         if last or self.schedule.is_fixed(step, run.total_steps):
             return "fixed"
-        allowed = run.budget.allows(run.total_steps)
-        if self.schedule.budget is None or first_decides(allowed, device_of(model)):  # clocks differ between ranks
+        # Clocks differ between ranks.
+        if run.budget is None or first_decides(run.budget.allows(run.total_steps), device):
             return "optional"
         run.settled = step
-        self._skip(run, step)
+        self._skip(run, run.budget, step)
         return None
 
     def _started(self, model: nn.Module) -> Run:
@@ -215,18 +216,19 @@ class RunMonitor(ABC):
         try:
             yield run
         finally:
-            run.budget.measured(time.perf_counter() - begin, optional=kind == "optional")
+            if run.budget is not None:
+                run.budget.measured(time.perf_counter() - begin, optional=kind == "optional")
 
-    def _skip(self, run: Run, step: int) -> None:
+    def _skip(self, run: Run, budget: Budget, step: int) -> None:
         """Note in the record file that the budget did not allow a measurement; warn once."""
         if rank() != 0:  # the other ranks' clocks decide nothing
             return
-        account = run.budget.account(run.total_steps)
-        if run.budget.knows_pace:
+        account = budget.account(run.total_steps)
+        if budget.knows_pace:
             cost, spent, allowed = (f"{account[key]:.3g} s" for key in ("cost", "spent", "allowed"))
             self._warn_once(
                 "budget",
-                f"budget={self.schedule.budget} does not allow the measurement at step {step}: one takes {cost}, and of"
+                f"budget={budget.share} does not allow the measurement at step {step}: one takes {cost}, and of"
                 f" {allowed} allowed by now {spent} are spent. What else is skipped stands in the record file",
             )
         if run.writer is not None:

@@ -17,13 +17,13 @@ class Budget:
     Time is passed in, in seconds, never read here.
 
     Args:
-        share: `Schedule.budget`; None: no bound.
+        share: `Schedule.budget`.
         step: the update from which training time is counted.
         now: the time at which training goes on.
         state: what `state_dict` of an earlier process of the same run gave.
     """
 
-    def __init__(self, share: float | None, step: int, now: float, state: Mapping[str, float] | None = None) -> None:
+    def __init__(self, share: float, step: int, now: float, state: Mapping[str, float] | None = None) -> None:
         known = state or {}
         self.share = share
         self.begun = int(known.get("begun", step))
@@ -63,7 +63,7 @@ class Budget:
     def allows(self, total: int | None) -> bool:
         """Whether one more optional measurement fits, in a run of `total` updates."""
         account = self.account(total)
-        return self.share is None or account["spent"] + account["cost"] <= account["allowed"]
+        return account["spent"] + account["cost"] <= account["allowed"]
 
     def account(self, total: int | None) -> dict[str, float]:
         """Return, in seconds, what a measurement costs, what optional ones have, and what they may have by now."""
@@ -71,13 +71,12 @@ class Budget:
         return {"cost": cost, "spent": self.optional, "allowed": self._allowance(total)}
 
     def _allowance(self, total: int | None) -> float:
-        share = self.share or 0.0
         if total is None:
-            return share * self.training
+            return self.share * self.training
         length = max(total - self.begun, self.updates, 1)
         pace = median_low(self._paces) if self._paces else 0.0  # of two, one may have held an evaluation
         projected = self.training + (length - self.updates) * pace
-        return share * projected * (1 + self.updates / length) / 2
+        return self.share * projected * (1 + self.updates / length) / 2
 
     def state_dict(self) -> dict[str, float]:
         """Return plain numbers: a run that is stopped and resumed does not get its allowance anew."""

@@ -9,7 +9,6 @@ from typing import Any
 from geomcallbacks import read_records
 from geomcallbacks.behaviour.primacy import learned_at
 from geomcallbacks.phases import Phase, find_phases
-from geomcallbacks.report import turning_points
 from geomcallbacks.statistics import spearman
 
 Record = Mapping[str, Any]
@@ -63,12 +62,11 @@ def curve_numbers(rows: Sequence[Record]) -> dict[str, Any]:
     return {"phases": [phase.to_dict() for phase in find_phases(*columns(rows))], "turning_points": turns(rows)}
 
 
-def turns(rows: Sequence[Record]) -> dict[str, dict[str, Any]]:
-    """Returns update, RankMe and α at the start, trough, peak and end of a curve."""
+def turns(rows: Sequence[Record]) -> list[dict[str, Any]]:
+    """Returns update, RankMe and α at the start of a curve, where each of its phases ends, and at its end."""
     rows = [row for row in rows if row["rankme"] is not None]
-    trough, peak = turning_points([row["rankme"] for row in rows])
-    marks = {"start": rows[0], "trough": rows[trough], "peak": rows[peak], "end": rows[-1]}
-    return {name: {key: row[key] for key in ("step", "rankme", "alpha_req")} for name, row in marks.items()}
+    steps = {rows[0]["step"], *(phase.end for phase in find_phases(*columns(rows))), rows[-1]["step"]}
+    return [{key: row[key] for key in ("step", "rankme", "alpha_req")} for row in rows if row["step"] in steps]
 
 
 def behaviour_numbers(

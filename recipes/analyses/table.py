@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-_MARKS = ("start", "trough", "peak", "end")
-
 
 def render(numbers: Mapping[str, Any]) -> str:
     """Returns the report of what `analysis_numbers.analyse` gives."""
@@ -45,12 +43,12 @@ def phases_line(phases: Sequence[Mapping[str, Any]]) -> str:
 
 
 def curves_table(kind: str, curves: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns a row for each curve: RankMe and α at the turning points, and the phases."""
+    """Returns a row for each curve: RankMe where it starts, where its phases end and where it ends; and the phases."""
     rows = []
     for name, curve in curves.items():
-        marks = [curve["turning_points"][mark] for mark in _MARKS]
-        rows.append([name, *(f"{_number(m['rankme'])} ({m['step']:,})" for m in marks), phases_line(curve["phases"])])
-    return table([kind, *_MARKS, "phases"], rows)
+        marks = [f"{_number(mark['rankme'])} ({mark['step']:,})" for mark in curve["turning_points"]]
+        rows.append([name, " → ".join(marks), phases_line(curve["phases"])])
+    return table([kind, "RankMe", "phases"], rows)
 
 
 def behaviour_table(behaviour: Mapping[str, Mapping[str, Any]]) -> str:
