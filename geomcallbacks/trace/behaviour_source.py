@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from geomcallbacks.behaviour.memorisation import Memorisation
 from geomcallbacks.behaviour.monitor import Measure
 from geomcallbacks.behaviour.option_scores import ChoiceAccuracy
 from geomcallbacks.probe import ProbeSet
-from geomcallbacks.settings import ReadingSettings as Settings
+from geomcallbacks.settings import ReadingSettings
 from geomcallbacks.trace.rows import hub_rows, jsonl_rows
 
 
@@ -41,44 +41,33 @@ class BehaviourSource:
     def __post_init__(self) -> None:
         if self.directions and not self.choices:
             raise ValueError("--intervention needs questions to answer: give --choices too")
-        files = {source: "--choices" for source in self.choices.values() if source.endswith((".json", ".jsonl"))}
-        if self.memorisation is not None:
-            files[self.memorisation] = "--memorisation"
-        for file, option in files.items():
-            if not Path(file).is_file():
+        files = [("--choices", source) for source in self.choices.values() if source.endswith((".json", ".jsonl"))]
+        for option, file in [*files, ("--memorisation", self.memorisation)]:
+            if file is not None and not Path(file).is_file():
                 raise ValueError(f"{option} {file}: there is no such file")
 
-    def build(self, tokenizer: Any, probes: Mapping[str, ProbeSet], settings: Settings) -> dict[str, Measure]:
-        """The measures, by the name under which they are recorded."""
+    def build(self, tokenizer: Any, probes: Mapping[str, ProbeSet], settings: ReadingSettings) -> dict[str, Measure]:
+        """Build the measures, by the name under which they are recorded."""
         measures: dict[str, Measure] = {}
+        size, probe = settings.batch_size, next(iter(probes.values()))
         for label, source in self.choices.items():
-            rows = self._rows_of(source, tokenizer)
-            measures[label] = ChoiceAccuracy(rows, batch_size=settings.batch_size)
+            rows = self._choices(source, tokenizer)
+            measures[label] = ChoiceAccuracy(rows, batch_size=size)
             if self.directions:
                 name = "intervention" if len(self.choices) == 1 else f"intervention_{label}"
                 measures[name] = SpectralIntervention(
-                    next(iter(probes.values())),
-                    rows,
-                    ks=self.directions,
-                    positions=settings.positions,
-                    batch_size=settings.batch_size,
+                    probe, rows, ks=self.directions, positions=settings.positions, batch_size=size
                 )
         if self.memorisation is not None:
-            measures["memorisation"] = Memorisation.load(self.memorisation, batch_size=settings.batch_size)
+            measures["memorisation"] = Memorisation.load(self.memorisation, batch_size=size)
         return measures
 
-    def _rows_of(self, source: str, tokenizer: Any) -> Choices:
+    def _choices(self, source: str, tokenizer: Any) -> Choices:
         if source.endswith(".json"):
             return Choices.load(source)
         try:
-            rows = _objects(Path(source)) if source.endswith(".jsonl") else hub_rows(source, split=self.split)
-            return Choices.from_sciq(rows, tokenizer)
+            if source.endswith(".jsonl"):
+                return Choices.from_sciq((row for _, row in jsonl_rows(Path(source))), tokenizer)
+            return Choices.from_sciq(hub_rows(source, split=self.split), tokenizer)
         except ValueError as error:
             raise ValueError(f"--choices {source}: {error}") from error
-
-
-def _objects(path: Path) -> Iterator[dict[str, Any]]:
-    for number, row in jsonl_rows(path):
-        if not isinstance(row, dict):
-            raise ValueError(f"line {number} is a {type(row).__name__}: give an object a line")
-        yield row

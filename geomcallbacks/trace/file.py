@@ -14,7 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from geomcallbacks.record import SCHEMA, read_lines
+from geomcallbacks.record import SCHEMA, read_lines, spectra_folder
+from geomcallbacks.running.files import replace_file
 from geomcallbacks.trace.checkpoints.find import Checkpoint
 
 #: What a header says that must agree before a trace goes on; the versions may differ.
@@ -26,129 +27,101 @@ class TraceFile:
 
     Args:
         path: where it is, or is to be.
-        about: what its header says: `trace`, `settings`, `probes`, `measures`, `versions`; what JSON holds.
+        header: what its header says: `trace`, `settings`, `probes`, `measures`, `versions`; what JSON holds.
+        checkpoints: of the curve.
 
     Raises:
-        ValueError: the file there is of another curve, other settings or other probes; or its spectra would be
+        ValueError: the file there is of another curve, other checkpoints, settings or probes; or its spectra would be
             written through a link.
     """
 
-    def __init__(self, path: str | Path, about: Mapping[str, Any]) -> None:
+    def __init__(self, path: str | Path, header: Mapping[str, Any], checkpoints: Sequence[Checkpoint]) -> None:
         self.path = Path(path)
-        self.about: dict[str, Any] = json.loads(json.dumps(about))
-        if self.spectra_folder.is_symlink():
+        self.header: dict[str, Any] = json.loads(json.dumps(header))
+        if spectra_folder(self.path).is_symlink():
             raise ValueError(
-                f"{self.spectra_folder} is a link, and no spectra are written through it: give another --out"
+                f"{spectra_folder(self.path)} is a link, and no spectra are written through it: give another --out"
             )
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        #: Steps whose measurements stand in the file.
+        self.done = {line["step"] for line in self._begun()[1] if self._is_of(checkpoints, line)}
+
+    def add(self, checkpoint: Checkpoint, records: Sequence[Mapping[str, Any]]) -> None:
+        """Put in all measurements of one checkpoint, in place of any that are there."""
+        self._put(checkpoint, [{"kind": "record", **record} for record in records])
+        self.done.add(checkpoint.step)
+
+    def skip(self, checkpoint: Checkpoint, reason: str) -> None:
+        """Put in why a checkpoint could not be measured, unless it is; goes when it is measured after all."""
+        if checkpoint.step not in self.done:
+            self._put(checkpoint, [{"kind": "skip", "step": checkpoint.step, "reason": reason}])
+
+    def _put(self, checkpoint: Checkpoint, new: list[dict[str, Any]]) -> None:
         with locked(self.path.parent):
-            try:
-                headers, lines = self._read()
-            except ValueError as error:
-                raise ValueError(f"{self.path} is no record file of a trace: give another --out ({error})") from error
-            if not headers and self.path.exists() and self.path.stat().st_size > 0:
-                raise ValueError(f"{self.path} is no record file of a trace: give another --out")
-            try:
-                for header in headers:
-                    self._compare(header)
-            except ValueError:
-                begun = any(line.get("kind") == "record" for line in lines)
-                if begun or not all("trace" in header for header in headers):
-                    raise
-                headers, lines = [], []  # nothing was measured in that way: the first try was mistaken
-            if not any(header.get("versions") == self.about.get("versions") for header in headers):
-                known = headers[0]["run_id"] if headers else uuid.uuid4().hex[:12]
-                new = {"kind": "header", "schema": SCHEMA, "run_id": known, "resumed_from": None}
-                self._replace([*headers, new | self.about], lines)
+            headers, lines = self._begun()  # another trace may have begun it anew
+            if not any(header.get("versions") == self.header.get("versions") for header in headers):
+                run_id = headers[0]["run_id"] if headers else uuid.uuid4().hex[:12]
+                begin = {"kind": "header", "schema": SCHEMA, "run_id": run_id, "resumed_from": None}
+                headers.append(begin | self.header)
+            kept = [line for line in lines if line["step"] != checkpoint.step]
+            kept += [line | {"model": checkpoint.model, "revision": checkpoint.revision} for line in new]
+            self._replace(headers, sorted(kept, key=lambda line: int(line["step"])))
 
-    @property
-    def spectra_folder(self) -> Path:
-        """Where the eigenspectra of this file's records are kept."""
-        return self.path.with_name(f"{self.path.stem}-spectra")
+    def _begun(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Return headers and other lines of the trace that goes on in the file."""
+        text = f"{self.path} is no record file of a trace: give another --out"
+        try:
+            found = read_lines(self.path) if self.path.exists() else []
+        except ValueError as error:
+            raise ValueError(f"{text} ({error})") from error
+        headers = [line for line in found if line.get("kind") == "header"]
+        lines = [line for line in found if line.get("kind") != "header"]
+        if not headers and self.path.exists() and self.path.stat().st_size > 0:
+            raise ValueError(text)
+        for header in headers:
+            self._check_same(header)
+        return headers, lines
 
-    def records(self) -> list[dict[str, Any]]:
-        """The measurements so far, in the order of steps."""
-        return [line for line in self._read()[1] if line["kind"] == "record"]
-
-    def done(self, checkpoints: Sequence[Checkpoint], *, placed: bool = False) -> set[int]:
-        """Steps whose measurements stand in the file.
-
-        Args:
-            checkpoints: of the curve.
-            placed: they are of several models and stand at their places, so that a revision may come twice.
-
-        Raises:
-            ValueError: they are of other checkpoints than these.
-        """
-        at = {} if placed else {each.revision: each.step for each in checkpoints}
-        steps = {each.step: each for each in checkpoints}
-        found = set()
-        for record in self.records():
-            revision, step = record["revision"], record["step"]
-            other = steps.get(step)
-            if at.get(revision, step) != step or (other is not None and other.revision != revision):
-                now = f"it stands at {at[revision]}" if revision in at else f"{other} stands there"
-                raise ValueError(
-                    f"{self.path} has {record['model']}@{revision} at step {step}, and now {now}: give the same"
-                    " revisions to go on with it, or another --out"
-                )
-            found.add(step)
-        return found
-
-    def add(self, step: int, records: Sequence[Mapping[str, Any]]) -> None:
-        """Put in all measurements of one step, in place of any that are there."""
-        self._put(step, [{"kind": "record"} | dict(record) for record in records])
-
-    def skip(self, step: int, reason: str, about: Mapping[str, Any]) -> None:
-        """Put in that a step could not be measured, and why; goes when it is measured after all."""
-        self._put(step, [{"kind": "skip", "step": step, "reason": reason} | dict(about)])
-
-    def _put(self, step: int, new: list[dict[str, Any]]) -> None:
-        with locked(self.path.parent):
-            headers, lines = self._read()
-            for header in headers:  # another trace may have begun it anew
-                self._compare(header)
-            kept = [line for line in lines if line["step"] != step]
-            self._replace(headers, sorted(kept + new, key=lambda line: int(line["step"])))
-
-    def _read(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        lines = read_lines(self.path) if self.path.exists() else []
-        return [x for x in lines if x.get("kind") == "header"], [x for x in lines if x.get("kind") != "header"]
+    def _is_of(self, checkpoints: Sequence[Checkpoint], line: Mapping[str, Any]) -> bool:
+        """Return whether a line is a measurement. Raise ``ValueError`` where it is of other checkpoints than these."""
+        if line["kind"] != "record":
+            return False
+        step, revision = line["step"], line["revision"]
+        clash = [each for each in checkpoints if (each.step == step) != (each.revision == revision)]
+        if clash and not any(each.step == step and each.revision == revision for each in checkpoints):
+            now = " and ".join(f"{each} stands at {each.step}" for each in clash)
+            raise ValueError(
+                f"{self.path} has {line['model']}@{revision} at step {step}, and now {now}: give the same revisions to"
+                " go on with it, or another --out"
+            )
+        return True
 
     def _replace(self, headers: list[dict[str, Any]], lines: list[dict[str, Any]]) -> None:
-        scratch = self.path.with_name(f".{self.path.name}.new")
         text = "".join(json.dumps(line, allow_nan=False, ensure_ascii=False) + "\n" for line in (*headers, *lines))
-        scratch.unlink(missing_ok=True)  # of a killed process, or a link to elsewhere that came with the folder
-        with scratch.open("x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(self.path)
+        replace_file(self.path, text.encode())
 
-    def _compare(self, header: Mapping[str, Any]) -> None:
+    def _check_same(self, header: Mapping[str, Any]) -> None:
+        """Raise ``ValueError`` where a header of the file speaks of another curve or of other ways to measure."""
         if "trace" not in header:
             raise ValueError(f"{self.path} is the record file of a training run: give another --out")
         for part in _SAME:
-            before, now = _measured(header.get(part)), _measured(self.about.get(part))
-            if before == now:
-                continue
-            if isinstance(before, dict) and isinstance(now, dict):
-                keys = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
-                said = ", ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in keys)
-            else:
-                said = f"was {before!r}, is {now!r}"
-            raise ValueError(
-                f"{self.path} was begun with other {part}: {said}; give the same to go on with it, or another --out"
-            )
+            before, now = (_without_remarks(each.get(part)) for each in (header, self.header))
+            keys = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+            if keys:
+                changes = ", ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in keys)
+                raise ValueError(
+                    f"{self.path} was begun with other {part}: {changes}; give the same to go on with it, or another"
+                    " --out"
+                )
 
 
-def _measured(part: Any) -> Any:
-    """What a header says of how the numbers came about, without what only helps to read them."""
-    return {key: value for key, value in part.items() if key != "from_scratch"} if isinstance(part, dict) else part
+def _without_remarks(part: Any) -> dict[str, Any]:
+    """Return what a header says of how the numbers came about, without what only helps to read them."""
+    return {key: value for key, value in part.items() if key != "from_scratch"} if isinstance(part, dict) else {}
 
 
 def default_out(models: Sequence[str]) -> Path:
-    """Where the records of these models go, unless the user says."""
+    """Return where the records of these models go, unless the user says."""
     path = Path(models[0])
     if len(models) == 1 and path.exists():
         folder = path if path.is_dir() else path.parent
@@ -158,13 +131,13 @@ def default_out(models: Sequence[str]) -> Path:
 
 
 def behaviour_out(out: Path) -> Path:
-    """The file of the measures' numbers that goes with a record file."""
+    """Return the file of the measures' numbers that goes with a record file."""
     stem = out.stem.replace("geometry", "behaviour") if "geometry" in out.stem else f"{out.stem}-behaviour"
     return out.with_name(stem + out.suffix)
 
 
 def path_from(name: str, out: Path) -> str:
-    """A model by its hub name, a folder by the way to it from the record file: both move together.
+    """Return a hub name as it is, and a folder as the way to it from the record file: both move together.
 
     A run's `checkpoints` are the same curve as the run.
     """
@@ -178,7 +151,7 @@ def path_from(name: str, out: Path) -> str:
 
 @contextmanager
 def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
-    """Holds an operating system's lock of a folder, which ends with the process; waits for it as long as it takes.
+    """Hold an operating system's lock of a folder, which ends with the process; wait for it as long as it takes.
 
     Where the system or the file system knows none, nothing is held: then run one process at a time.
     """

@@ -3,80 +3,78 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from geomcallbacks.probe import ProbeSet
 from geomcallbacks.record import probes_folder, read_lines, read_records, record_files
-from geomcallbacks.trace.checkpoints.names import parse_name
+from geomcallbacks.trace.checkpoints.steps import parse_name
 
-#: Settings of a header that say what a number means; `Settings` takes them by the same names. Not `module`, which is a
-#: way through the training loop's own wrapper.
+#: Settings of a header that say what a number means, by their names in `ReadingSettings`. Not `module`, which is a way
+#: through the training loop's own wrapper.
 _SETTINGS = ("layers", "positions", "alpha_window", "batch_size", "intervals")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Recorded:
     """How a run was measured.
 
     Attributes:
-        settings: arguments of `Settings`.
+        settings: arguments of `ReadingSettings`.
         precision: arithmetic of the live forward pass, as its records name it.
         fingerprints: of its probes, by label.
         probes: those of them that are kept beside the records, or in the folder under any name.
         tokens: training tokens by step, where recorded.
+        batch_sizes: rows that went through the model together, by step and probe: fewer where memory had run out.
         from_scratch: whether it began from random weights, where it was told.
-        batch_sizes: rows that went through the model together, by step, where memory had run out.
     """
 
     settings: dict[str, Any]
     precision: str
     fingerprints: dict[str, str]
     probes: dict[str, ProbeSet]
-    tokens: dict[int, int] = field(default_factory=dict)
-    batch_sizes: dict[int, int] = field(default_factory=dict)
+    tokens: dict[int, int]
+    batch_sizes: dict[tuple[int, str], int]
     from_scratch: bool | None = None
+
+    def kept_probes(self) -> dict[str, ProbeSet]:
+        """Return the probes that are kept; warn where some are not.
+
+        Raises:
+            ValueError: none is kept.
+        """
+        missing = sorted(set(self.fingerprints) - set(self.probes))
+        if missing:
+            names = ", ".join(f"{label!r} ({self.fingerprints[label]})" for label in missing)
+            text = f"the run was measured on probe {names}, which is not kept in its folder"
+            if not self.probes:
+                raise ValueError(f"{text}: give one with --probe")
+            warnings.warn(f"{text}: only the others are measured", stacklevel=4)
+        return self.probes
 
 
 def read_recorded(folder: Path) -> Recorded | None:
-    """What the record file in a run's folder says; None without one, or with one that holds nothing yet.
+    """Return what the record file in a run's folder says; None without one, or with one that holds nothing yet.
 
     Args:
         folder: the run's, that of its checkpoints, or that of one of them.
     """
     files = recorded_files(folder)
-    if not files:
-        return None
     for file in files:  # the last start may have ended before it measured
         headers = [line for line in read_lines(file) if isinstance(line.get("settings"), dict)]
-        records = read_records(file)
-        if headers and records:
-            break
-    else:
+        if headers and (records := read_records(file)):
+            return _recorded(file, headers[-1], records)
+    if files:
         warnings.warn(
             f"{files[0]} holds no measurement: probe and settings are the defaults where they are not given",
             stacklevel=3,
         )
-        return None
-    said = headers[-1]["settings"]
-    settings = {key: said[key] for key in _SETTINGS if key in said}
-    if "alpha_window" in settings:
-        settings["alpha_window"] = tuple(settings["alpha_window"])
-    fingerprints = {label: probe["fingerprint"] for label, probe in headers[-1].get("probes", {}).items()}
-    return Recorded(
-        settings,
-        records[-1]["precision"],
-        fingerprints,
-        _saved_probes([probes_folder(file), file.parent], fingerprints),
-        {r["step"]: r["tokens"] for r in records if r.get("tokens") is not None},
-        {r["step"]: r["batch_size"] for r in records},
-        said.get("from_scratch"),
-    )
+    return None
 
 
 def recorded_files(folder: Path) -> list[Path]:
-    """A run's record files, that of its latest start first: …, `geometry-2.jsonl`, `geometry.jsonl`.
+    """Return a run's record files, that of its latest start first: …, `geometry-2.jsonl`, `geometry.jsonl`.
 
     Args:
         folder: as for `read_recorded`.
@@ -85,10 +83,21 @@ def recorded_files(folder: Path) -> list[Path]:
     places = [folder]
     if folder.name == "checkpoints" or parse_name(folder.name) is not None:
         places.append(folder.parent.parent if folder.parent.name == "checkpoints" else folder.parent)
-    for place in places:
-        if files := record_files(place):
-            return files[::-1]
-    return []
+    return next((files[::-1] for place in places if (files := record_files(place))), [])
+
+
+def _recorded(file: Path, header: dict[str, Any], records: list[dict[str, Any]]) -> Recorded:
+    settings = {key: header["settings"][key] for key in _SETTINGS if key in header["settings"]}
+    fingerprints = {label: probe["fingerprint"] for label, probe in header.get("probes", {}).items()}
+    return Recorded(
+        settings,
+        records[-1]["precision"],
+        fingerprints,
+        _saved_probes([probes_folder(file), file.parent], fingerprints),
+        {record["step"]: record["tokens"] for record in records if record.get("tokens") is not None},
+        {(record["step"], record["probe"]): record["batch_size"] for record in records},
+        header["settings"].get("from_scratch"),
+    )
 
 
 def _saved_probes(folders: list[Path], fingerprints: dict[str, str]) -> dict[str, ProbeSet]:

@@ -1,4 +1,4 @@
-"""Rows of text: JSON Lines, and data sets on the hub."""
+"""Rows of text: JSON Lines, Parquet, and data sets on the hub."""
 
 from __future__ import annotations
 
@@ -8,33 +8,53 @@ from pathlib import Path
 from typing import Any
 
 
-def jsonl_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """The number of each line that is not empty, and its value.
+def jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Give the number of each line that is not empty, and its object.
 
     Raises:
-        ValueError: a line is no JSON.
+        ValueError: a line is no JSON, or no object.
     """
     with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
-            if line.strip():
-                try:
-                    yield number, json.loads(line)
-                except RecursionError:
-                    raise ValueError(f"line {number} is no JSON that can be read: it is nested too deep") from None
-                except ValueError as error:
-                    raise ValueError(f"line {number} is no JSON: {error}") from error
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"line {number} is no JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"line {number} is a {type(row).__name__}: give an object a line")
+            yield number, row
+
+
+def parquet_rows(path: Path, column: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Give the number of each row and the row, with this column alone where there is such a column.
+
+    Raises:
+        ValueError: it is no Parquet file, or damaged.
+    """
+    import pyarrow.parquet  # type: ignore[import-untyped]
+
+    number = 0
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        columns = [column] if column in file.schema_arrow.names else None
+        for batch in file.iter_batches(batch_size=256, columns=columns):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
+        raise ValueError(f"no Parquet file, or damaged behind row {number}: {error}") from error
 
 
 def hub_rows(name: str, config: str | None = None, **options: Any) -> Any:
-    """A data set on the hub, or in a folder of files, as `datasets.load_dataset` gives it.
+    """Open a data set on the hub, or in a folder of files, as `datasets.load_dataset` gives it.
 
     Raises:
-        ValueError: the library is missing, or it cannot be read.
+        ValueError: it cannot be read.
     """
-    try:
-        import datasets
-    except ImportError as error:
-        raise ValueError("a hub data set needs the data sets' library: pip install datasets") from error
+    import datasets
+
     try:
         return datasets.load_dataset(name, config, **options)
     except Exception as error:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from geomcallbacks.probe import ProbeSet
-from geomcallbacks.trace.checkpoints.loading import explained
+from geomcallbacks.trace.checkpoints.find import Checkpoint
+from geomcallbacks.trace.checkpoints.hub import Hub
+from geomcallbacks.trace.checkpoints.loading import Reading, explained, refusal
 
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
 _REMEDY = "give one with --tokenizer FOLDER or hub name, or a saved probe with --probe FILE.safetensors"
@@ -22,26 +22,19 @@ class Vocabulary:
     """The tokenizer that a curve's probes were made with.
 
     Attributes:
-        tokenizer: it.
+        tokenizer: as Transformers loads it.
         files: hash of its files, where it is a checkpoint's own; None: it was given, and is not held against any.
     """
 
     tokenizer: Any
     files: str | None = None
 
-    @classmethod
-    def load(cls, source: str | Path, *, own: bool, trust_remote_code: bool = False) -> Vocabulary:
-        """From a folder or the hub; `own`: of a checkpoint of the curve."""
-        tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
-        return cls(tokenizer, _hash(Path(source)) if own else None)
-
     def check(self, source: Path, probes: Mapping[str, ProbeSet], name: object, trust_remote_code: bool) -> None:
         """Raise ``ValueError`` where a checkpoint's own tokenizer means something else by a token id of the probes."""
-        own = _hash(source) if source.is_dir() else None
-        if self.files is None or own in (None, self.files):
+        if self.files is None or _hash_of_files(source) in (None, self.files):
             return
         theirs = load_tokenizer(source, trust_remote_code=trust_remote_code)
-        ids = sorted({token for probe in probes.values() for token in _distinct(probe.input_ids_nt)})
+        ids = sorted({token for probe in probes.values() for token in probe.input_ids_nt.flatten().tolist()})
         names = zip(ids, theirs.convert_ids_to_tokens(ids), self.tokenizer.convert_ids_to_tokens(ids), strict=True)
         for token, there, here in names:
             if there != here:
@@ -51,23 +44,28 @@ class Vocabulary:
                 )
 
 
-def find_vocabulary(sources: Iterable[Callable[[], Path]], config: str | None, trust_remote_code: bool) -> Vocabulary:
-    """That of the first of the checkpoints which has a tokenizer, each given as what fetches it.
+def find_vocabulary(checkpoints: Iterable[Checkpoint], hub: Hub, reading: Reading) -> Vocabulary:
+    """Return the tokenizer that was given, else that of the first of the checkpoints which has one.
 
     Raises:
-        ValueError: none of them has one; says it of the first.
+        ValueError, OSError: none of them has one; says it of the first.
     """
+    remote = reading.trust_remote_code
+    if reading.tokenizer is not None:
+        return Vocabulary(load_tokenizer(reading.tokenizer, trust_remote_code=remote))
     problems: list[Exception] = []
-    for fetch in sources:
+    for checkpoint in checkpoints:
         try:
-            return Vocabulary.load(_folder(fetch(), config), own=True, trust_remote_code=trust_remote_code)
+            source = checkpoint.source or hub.fetch(checkpoint.model, checkpoint.revision, weights=False)
+            folder = _folder(source, reading.config)
+            return Vocabulary(load_tokenizer(folder, trust_remote_code=remote), _hash_of_files(folder))
         except (ValueError, OSError) as error:
             problems.append(error)
     raise problems[0]
 
 
 def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer in a folder or on the hub.
+    """Load the tokenizer in a folder or on the hub.
 
     Raises:
         ValueError: there is none.
@@ -79,29 +77,22 @@ def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> An
     except Exception as error:  # Transformers raises what its guesses at a class ran into: TypeError, KeyError, …
         if "trust_remote_code" in str(error):
             raise explained(error, source) from error
-        reason = "".join(str(error).strip().splitlines()[:1])[:160]
-        raise ValueError(
-            f"{source} has no tokenizer that can be read ({type(error).__name__}: {reason}): {_REMEDY}"
-        ) from error
+        raise ValueError(f"{source} has no tokenizer that can be read ({refusal(error)}): {_REMEDY}") from error
 
 
 def _folder(source: Path, config: str | None) -> Path:
-    """The folder with a checkpoint's tokenizer: its own; for a Lightning file, the configuration's or one beside it."""
+    """Return the folder with a checkpoint's tokenizer: its own, or one near a Lightning file."""
     places = [source]
     if source.is_file():
         beside, above = source.parent, source.parent.parent
         places = [*([Path(config)] if config else []), beside, above, beside / "tokenizer", above / "tokenizer"]
     for place in places:
-        if _hash(place) is not None or (place / "tokenizer_config.json").is_file():
+        if _hash_of_files(place) is not None or (place / "tokenizer_config.json").is_file():
             return place
     raise ValueError(f"{source} has no tokenizer: {_REMEDY}")
 
 
-def _hash(folder: Path) -> str | None:
-    """Of the files that make a tokenizer; None where there are none."""
+def _hash_of_files(folder: Path) -> str | None:
+    """Return a hash of the files that make a tokenizer; None where there are none."""
     found = [(folder / name).read_bytes() for name in _FILES if (folder / name).is_file()]
     return hashlib.sha256(b"\0".join(found)).hexdigest() if found else None
-
-
-def _distinct(ids_nt: Tensor) -> list[int]:
-    return sorted(set(ids_nt.flatten().tolist()))

@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from geomcallbacks.trace.checkpoints.loading import refusal
-from geomcallbacks.trace.checkpoints.names import choose_names, log_spaced, parse_name
-
-#: The number behind "step" where it is whole: Lightning puts metrics into names too, `train_loss_step=0.35-step=1000`.
-_STEP_IN_FILE = re.compile(r"step[=_-]?(\d+)(?!\d|\.\d)")
+from geomcallbacks.trace.checkpoints.revisions import choose_names, log_spaced
+from geomcallbacks.trace.checkpoints.steps import lightning_step, parse_name, place_names
 
 
 @dataclass(frozen=True)
-class LocalSource:
-    """A checkpoint in a folder: where, and its step where that is known."""
+class Found:
+    """A checkpoint before it has its place on a curve.
 
-    path: Path | None
-    step: int | None
+    Attributes:
+        revision: its name in its folder or on the hub.
+        step, tokens: from the start of training, where known.
+        source: folder or file of the weights; None: they are on the hub.
+        problem: why it cannot be read, where its listing has already shown that.
+    """
+
+    revision: str
+    step: int | None = None
+    tokens: int | None = None
+    source: Path | None = None
     problem: str | None = None
 
 
-def folder_checkpoints(path: Path) -> dict[str, LocalSource]:
-    """The checkpoints in a folder, by name: `checkpoint-N` or `step-N` in it or in its `checkpoints`, else Lightning's
-    `*.ckpt` there, else the model that the folder itself is. A Lightning file may be given itself.
+def folder_checkpoints(path: Path) -> list[Found]:
+    """Return the checkpoints in a folder.
+
+    `checkpoint-N` or `step-N` in it or in its `checkpoints`, else Lightning's `*.ckpt` there, else the model that the
+    folder itself is. A Lightning file may be given itself.
 
     Raises:
         ValueError: there are none.
@@ -33,49 +41,41 @@ def folder_checkpoints(path: Path) -> dict[str, LocalSource]:
     if path.is_file():
         if path.suffix != ".ckpt":
             raise ValueError(f"{path} is a file: give the folder of a model, or a Lightning checkpoint (*.ckpt)")
-        return {path.stem: _lightning_source(path)}
+        return [_lightning(path)]
     for folder in (path, path / "checkpoints"):
-        named = {child.name: parse_name(child.name) for child in folder.glob("*") if child.is_dir()}
-        steps = {name: LocalSource(folder / name, found.step) for name, found in named.items() if found is not None}
-        if steps:
-            return dict(sorted(steps.items(), key=lambda item: item[1].step or 0))
-        files = [file for file in sorted(folder.glob("*.ckpt")) if file.is_file()]
-        sources = {file.stem: _lightning_source(file) for file in files}
-        taken = {source.step for name, source in sources.items() if not name.startswith("last")}
-        if sources:  # Lightning's last.ckpt is a copy of one of the others, or an update of its own
-            return {k: v for k, v in sources.items() if not (k.startswith("last") and v.step in taken)}
+        if placed := place_names(child.name for child in folder.glob("*") if child.is_dir()):
+            return [Found(name, step, tokens, folder / name) for name, (step, tokens) in placed.items()]
+        files = [_lightning(file) for file in sorted(folder.glob("*.ckpt")) if file.is_file()]
+        named = {file.step for file in files if not file.revision.startswith("last")}
+        if files:  # Lightning's last.ckpt is a copy of one of the others, or an update of its own
+            return [file for file in files if not (file.revision.startswith("last") and file.step in named)]
     if (path / "config.json").is_file():
-        own = parse_name(path.resolve().name)
-        return {path.resolve().name: LocalSource(path, own.step if own else None)}
+        name = path.resolve().name
+        own = parse_name(name)
+        return [Found(name, own.step if own else None, None, path)]
     raise ValueError(
         f"{path} holds no checkpoints: none of checkpoint-N, step-N, checkpoints/step-N, *.ckpt, and no config.json of"
         " a model; give the folder that does"
     )
 
 
-def choose_sources(sources: Mapping[str, LocalSource], revisions: str | Sequence[str] | None, model: str) -> list[str]:
-    """The names of those that `revisions` asks for: see `choose_names`; None: all. Lightning's names hold no step that
-    `choose_names` would see, so "log" goes by the steps themselves.
+def choose_found(found: list[Found], revisions: str | Sequence[str] | None, model: str) -> list[Found]:
+    """Return those that `revisions` asks for: None or "all", "log" by their steps, else by name as `choose_names` does.
 
     Raises:
         ValueError: there is no such checkpoint.
     """
-    wanted = "all" if revisions is None else revisions
-    if wanted not in ("all", "log") or all(parse_name(name) for name in sources):
-        return choose_names(list(sources), wanted, model)
-    if wanted == "all":
-        return list(sources)
-    kept = set(log_spaced(source.step for source in sources.values() if source.step is not None))
-    return [name for name, source in sources.items() if source.step is None or source.step in kept]
+    if revisions is None or revisions == "all":
+        return found
+    if revisions == "log":
+        kept = log_spaced(each.step for each in found if each.step is not None)
+        return [each for each in found if each.step is None or each.step in kept]
+    by_name = {each.revision: each for each in found}
+    return [by_name.get(name, Found(name)) for name in choose_names(list(by_name), revisions, model)]
 
 
-def _lightning_source(file: Path) -> LocalSource:
-    named = _STEP_IN_FILE.findall(file.stem)
-    if named:
-        return LocalSource(file, int(named[-1]))
-    import torch
-
+def _lightning(file: Path) -> Found:
     try:
-        return LocalSource(file, int(torch.load(file, map_location="cpu", mmap=True, weights_only=True)["global_step"]))
+        return Found(file.stem, lightning_step(file), None, file)
     except Exception as error:
-        return LocalSource(file, None, f"its global_step cannot be read ({refusal(error)})")
+        return Found(file.stem, None, None, file, f"its global_step cannot be read ({refusal(error)})")

@@ -5,33 +5,62 @@ Transformers fills weights that a file lacks with random numbers and a warning: 
 
 from __future__ import annotations
 
+import os
 import pickle
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-DTYPES = (*_DTYPES, "auto")
 
 
-def load_model(
-    source: Path,
-    *,
-    dtype: str = "fp32",
-    device: str = "cpu",
-    config: str | Path | None = None,
-    trust_remote_code: bool = False,
-    head: bool = True,
-) -> nn.Module:
-    """The causal language model in a folder as `from_pretrained` reads it, or in a Lightning checkpoint.
+@dataclass(frozen=True)
+class Reading:
+    """How checkpoints are turned into models.
+
+    Attributes:
+        dtype: of the weights: "fp32", "bf16", "fp16", or "auto", as they were saved. None: as the run's records imply,
+            else "fp32".
+        device: where they are measured; None: this process's GPU, where there is one.
+        tokenizer: folder or hub name, for models that have none of their own.
+        config: configuration of Lightning checkpoints, where it does not lie beside them.
+        trust_remote_code: run Python code that comes with a checkpoint.
+        evict: delete from the hub's cache what was fetched, once it is measured. A trace that is killed leaves the
+            checkpoint in hand and the next one there.
+        cache_dir: the hub's cache, where it is not the client's own.
+    """
+
+    dtype: str | None = None
+    device: str | None = None
+    tokenizer: str | None = None
+    config: str | None = None
+    trust_remote_code: bool = False
+    evict: bool = False
+    cache_dir: str | None = None
+
+    def resolve(self, dtype: str) -> Reading:
+        """Return this reading with a device, and with `dtype` where it has none.
+
+        Raises:
+            ValueError: there is no such device.
+        """
+        device = self.device or _own_device()
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:  # the latter from a PyTorch without CUDA
+            raise ValueError(f"--device {device} cannot be used here: {refusal(error)}") from error
+        return replace(self, dtype=self.dtype or dtype, device=device)
+
+
+def load_model(source: Path, reading: Reading, *, head: bool = True) -> nn.Module:
+    """Load the causal language model in a folder as `from_pretrained` reads it, or in a Lightning checkpoint.
 
     Args:
         source: the folder, or the `*.ckpt` file.
-        dtype: of the weights: "fp32", "bf16", "fp16", or "auto": as they were saved.
-        device: where it goes.
-        config: folder or file with the configuration of a Lightning checkpoint; None: beside it.
-        trust_remote_code: run Python code that comes with the checkpoint.
+        reading: with dtype and device (`Reading.resolve`).
         head: refuse a model whose output embedding is missing; hidden states do not need it.
 
     Raises:
@@ -41,53 +70,65 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     options: dict[str, Any] = {
-        "dtype": _DTYPES.get(dtype, dtype),
-        "trust_remote_code": trust_remote_code,
+        "dtype": _DTYPES.get(str(reading.dtype), reading.dtype),
         "output_loading_info": True,
         "ignore_mismatched_sizes": True,  # they are refused below, by name
     }
     try:
         if source.is_file():
-            known = read_config(source, config, trust_remote_code)
-            state = _lightning_state(source, known, trust_remote_code)
-            kind: Any = AutoModelForCausalLM._model_mapping[type(known)]
+            config = read_config(source, reading)
+            state = _lightning_state(source, config, reading.trust_remote_code)
+            kind: Any = AutoModelForCausalLM._model_mapping[type(config)]
             kind = kind if isinstance(kind, type) else kind[0]
-            if dtype == "auto":
+            if reading.dtype == "auto":
                 options["dtype"] = next(value.dtype for value in state.values() if value.is_floating_point())
-            options.pop("trust_remote_code")
-            model, said = kind.from_pretrained(None, config=known, state_dict=state, **options)
+            model, info = kind.from_pretrained(None, config=config, state_dict=state, **options)
         else:
-            model, said = AutoModelForCausalLM.from_pretrained(source, **options)
+            remote = reading.trust_remote_code
+            model, info = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=remote, **options)
     except ValueError as error:
         raise explained(error, source) from error
     except pickle.UnpicklingError as error:
         raise ValueError(f"{source}: {refusal(error)}") from error
-    _check_complete(model, said, source, head)
-    return model.to(device).eval()  # type: ignore[no-any-return]
+    _check_complete(model, info, source, head)
+    return model.to(reading.device).eval()  # type: ignore[no-any-return]
 
 
-def read_config(source: Path, config: str | Path | None, trust_remote_code: bool = False) -> Any:
-    """The configuration of a Lightning checkpoint: the one given, else `config.json` beside it or one folder up.
+def read_config(source: Path, reading: Reading) -> Any:
+    """Load the configuration of a Lightning checkpoint: the one given, else `config.json` beside it or one folder up.
 
     Raises:
         ValueError: there is none.
     """
     from transformers import AutoConfig
 
-    for place in [Path(config)] if config is not None else [source.parent, source.parent.parent]:
-        file = place / "config.json" if place.is_dir() else place
-        if file.is_file():
-            return AutoConfig.from_pretrained(file, trust_remote_code=trust_remote_code)
-    if config is not None:
-        return AutoConfig.from_pretrained(str(config), trust_remote_code=trust_remote_code)
-    raise ValueError(
-        f"{source} holds weights without their shape: put the model's config.json beside it, or give --config"
-    )
+    beside = [file for folder in source.parents[:2] if (file := folder / "config.json").is_file()]
+    if reading.config is None and not beside:
+        raise ValueError(
+            f"{source} holds weights without their shape: put the model's config.json beside it, or give --config"
+        )
+    return AutoConfig.from_pretrained(reading.config or beside[0], trust_remote_code=reading.trust_remote_code)
+
+
+def refusal(error: Exception) -> str:
+    """Say in a line why something was not read."""
+    first = "".join(str(error).strip().splitlines()[:1])[:160]
+    if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
+        return f"the file holds code besides tensors, and was refused: {first}"
+    return f"{type(error).__name__}: {first}"
+
+
+def explained(error: Exception, source: Any) -> ValueError:
+    """Return the error in words that say what to do."""
+    if "trust_remote_code" in str(error):
+        return ValueError(
+            f"{source} needs Python code that comes with it: read it, and give --trust-remote-code if you trust it"
+        )
+    return ValueError(f"{source}: {error}")
 
 
 def _lightning_state(source: Path, config: Any, trust_remote_code: bool) -> dict[str, Any]:
-    """The language model's weights in a LightningModule's, under the model's own names."""
-    import torch
+    """Return the language model's weights in a LightningModule's, under the model's own names."""
     from transformers import AutoModelForCausalLM
 
     try:
@@ -103,18 +144,17 @@ def _lightning_state(source: Path, config: Any, trust_remote_code: bool) -> dict
     return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
 
 
-def _check_complete(model: Any, said: Any, source: Path, head: bool) -> None:
-    output = model.get_output_embeddings()
-    names = [name for name, child in model.named_modules() if child is output] if output is not None else []
-    missing = sorted(
-        key for key in said["missing_keys"] if head or not any(key.startswith(f"{name}.") for name in names)
-    )
-    other = sorted(f"{key}: {tuple(there)}, not {tuple(here)}" for key, there, here in said["mismatched_keys"])
+def _check_complete(model: Any, info: Any, source: Path, head: bool) -> None:
+    """Raise ``ValueError`` where weights are missing, or of other shapes than the configuration's."""
+    other = sorted(f"{key}: {tuple(there)}, not {tuple(here)}" for key, there, here in info["mismatched_keys"])
     if other:
         raise ValueError(
             f"{source} has {len(other)} weights of other shapes than its configuration says ({'; '.join(other[:3])}…):"
             " the config.json is that of another model"
         )
+    output = None if head else model.get_output_embeddings()
+    spared = tuple(f"{name}." for name, child in model.named_modules() if child is output)
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith(spared))
     if missing:
         raise ValueError(
             f"{source} lacks {len(missing)} of the model's weights ({', '.join(missing[:3])}…): the checkpoint is"
@@ -122,18 +162,7 @@ def _check_complete(model: Any, said: Any, source: Path, head: bool) -> None:
         )
 
 
-def refusal(error: Exception) -> str:
-    """Why a file of weights was not read, in a line."""
-    first = "".join(str(error).strip().splitlines()[:1])[:160]
-    if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
-        return f"the file holds code besides tensors, and was refused: {first}"
-    return f"{type(error).__name__}: {first}"
-
-
-def explained(error: Exception, source: Any) -> ValueError:
-    """The error in words that say what to do."""
-    if "trust_remote_code" in str(error):
-        return ValueError(
-            f"{source} needs Python code that comes with it: read it, and give --trust-remote-code if you trust it"
-        )
-    return ValueError(f"{source}: {error}")
+def _own_device() -> str:
+    if torch.cuda.is_available():
+        return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+    return "cpu"

@@ -1,0 +1,123 @@
+"""The plan of a trace: what is measured of every checkpoint and how, and what the headers of its files say of that."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from geomcallbacks.behaviour.monitor import Measure, measures_header
+from geomcallbacks.probe import ProbeSet
+from geomcallbacks.settings import ReadingSettings
+from geomcallbacks.trace.checkpoints.find import Checkpoint
+from geomcallbacks.trace.checkpoints.hub import Hub
+from geomcallbacks.trace.checkpoints.loading import Reading
+from geomcallbacks.trace.probe_source import ProbeSource
+from geomcallbacks.trace.recorded import Recorded
+from geomcallbacks.trace.vocabulary import Vocabulary, find_vocabulary
+
+Probes = ProbeSet | ProbeSource | Mapping[str, ProbeSet | ProbeSource]
+Measures = Mapping[str, Measure] | Callable[[Any, Mapping[str, ProbeSet], ReadingSettings], Mapping[str, Measure]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured of every checkpoint of a curve, and how.
+
+    Attributes:
+        reading: how checkpoints are turned into models, with dtype and device.
+        settings: how probes are read.
+        probes: by label.
+        measures: of behaviour, by name; none where behaviour is not measured.
+        vocabulary: the tokenizer that the probes were made with; None: they came as token ids.
+        precision: arithmetic of the live run, which precision="training" means here; None: that of the weights.
+        batch_sizes: by step and probe, where a run's records state it, in place of that of the settings.
+        from_scratch: whether the run began from random weights; None: it is not known.
+    """
+
+    reading: Reading
+    settings: ReadingSettings
+    probes: Mapping[str, ProbeSet]
+    measures: Mapping[str, Measure]
+    vocabulary: Vocabulary | None
+    precision: str | None
+    batch_sizes: Mapping[tuple[int, str], int]
+    from_scratch: bool | None
+
+    def geometry_header(self, curve: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the header of the record file: how its numbers come about. `curve`: `models` and `dtype`."""
+        settings = self.settings.header() | {"recorded_precision": self.precision}
+        # Models in order are trained from one another: only the first can have been random.
+        from_scratch = False if len(curve["models"]) > 1 else self.from_scratch
+        if from_scratch is not None:
+            settings["from_scratch"] = from_scratch
+        probes = {label: {"fingerprint": p.fingerprint, "rows": len(p)} for label, p in self.probes.items()}
+        return {"trace": curve, "settings": settings, "probes": probes, "versions": _versions()}
+
+    def behaviour_header(self, curve: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the same for the file of the measures' numbers."""
+        return {"trace": curve, **measures_header(self.measures), "versions": _versions()}
+
+
+def make_plan(
+    checkpoints: Sequence[Checkpoint],
+    hub: Hub,
+    reading: Reading,
+    recorded: Recorded | None,
+    *,
+    settings: Mapping[str, Any],
+    probes: Probes | None,
+    measures: Measures | None,
+) -> Plan:
+    """Resolve arguments and a run's records into a plan.
+
+    Args:
+        checkpoints: where a tokenizer is looked for, in this order.
+        hub: fetches it.
+        reading: how checkpoints are turned into models.
+        recorded: how the run was measured live, where the checkpoints are a run's.
+        settings: arguments of `ReadingSettings`, in place of those that the run's records state.
+        probes: see `trace`.
+        measures: see `trace`.
+
+    Raises:
+        ValueError, TypeError: a setting is wrong by itself, a probe cannot be built or does not fit the settings, there
+            is no tokenizer or no such device.
+    """
+    chosen = ReadingSettings(**((recorded.settings if recorded else {}) | dict(settings)))
+    precision = recorded.precision if recorded is not None and chosen.precision == "training" else None
+    reading = reading.resolve(dtype="fp32" if precision in (None, "fp32") else "auto")
+    if probes is None:
+        probes = ProbeSource() if recorded is None else recorded.kept_probes()
+    wanted = dict(probes) if isinstance(probes, Mapping) else {"probe": probes}
+    if not wanted:
+        raise ValueError("probes={} measures nothing: give a ProbeSet, or several by label")
+    vocabulary = None
+    if callable(measures) or any(isinstance(probe, ProbeSource) and not probe.saved for probe in wanted.values()):
+        vocabulary = find_vocabulary(checkpoints, hub, reading)
+    tokenizer = vocabulary and vocabulary.tokenizer
+    built = {
+        label: probe.build(tokenizer) if isinstance(probe, ProbeSource) else probe for label, probe in wanted.items()
+    }
+    for label, probe in built.items():
+        chosen.check_probe(label, probe)
+    return Plan(
+        reading,
+        chosen,
+        built,
+        (measures(tokenizer, built, chosen) if callable(measures) else measures) or {},
+        vocabulary,
+        precision,
+        recorded.batch_sizes if recorded is not None and "batch_size" not in settings else {},
+        recorded.from_scratch if recorded is not None else None,
+    )
+
+
+def _versions() -> dict[str, str]:
+    import transformers
+
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    return {"python": platform.python_version(), **{name: str(version) for name, version in versions.items()}}

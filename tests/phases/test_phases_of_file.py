@@ -1,0 +1,51 @@
+"""`geomcallbacks phases` of a run's folder, and of rows that are none of geometry."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from geomcallbacks.cli import main
+from geomcallbacks.phases.table import phases_of_file
+
+
+def write(path: Path, settings: Any = None, **changes: Any) -> Path:
+    """A curve that falls and rises; `changes` to each of its records, None takes a field away."""
+    header = {"kind": "header", "schema": 1, "run_id": "x", "resumed_from": None, "settings": settings or {}}
+    lines = [header]
+    for k, height in enumerate([9, 5, 3, 5, 9, 17, 30]):
+        row = {"kind": "record", "step": 4**k, "probe": "p", "layer": "l", "rankme": float(height), "alpha_req": 1.0}
+        lines.append({key: value for key, value in (row | changes).items() if value is not None})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layer": None}, r"geometry\.jsonl, record 1 has no 'layer'"),
+        ({"step": "8"}, r"geometry\.jsonl, record 1: step is '8', and must be a number"),
+        ({"rankme": "9"}, r"geometry\.jsonl, record 1: rankme is '9', and must be a number"),
+    ],
+)
+def test_rows_that_are_none_of_geometry_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        phases_of_file(write(tmp_path / "geometry.jsonl", **changes))
+
+
+def test_phases_take_the_latest_start_in_the_folder_of_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (found,) = phases_of_file(write(tmp_path / "geometry.jsonl", settings=[1])).values()
+    assert [phase.name for phase in found] == ["warm-up", "entropy-seeking"]
+    write(tmp_path / "geometry-2.jsonl", settings={"from_scratch": False})
+    assert main(["phases", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "compression-seeking" in out
+    assert "warm-up" not in out
+    (tmp_path / "empty").mkdir()
+    assert main(["phases", str(tmp_path / "empty")]) == 2
+    assert "holds no geometry.jsonl" in capsys.readouterr().err

@@ -1,0 +1,76 @@
+"""What the hub's cache holds without a network, and what is deleted from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hub_cache
+import huggingface_hub
+import pytest
+from huggingface_hub import constants
+
+from geomcallbacks.trace.checkpoints.find import find_checkpoints
+from geomcallbacks.trace.checkpoints.hub import Hub
+
+
+def test_the_cache_is_listed_without_a_network(tmp_path: Path) -> None:
+    for revision in ("step8", "step1000", "main"):
+        hub_cache.add_revision(tmp_path, "org/tiny", revision, {"config.json": b"{}"})
+    hub = Hub(tmp_path)
+    assert sorted(hub.revisions("org/tiny")) == ["main", "step1000", "step8"]
+    assert hub.fetch("org/tiny", "step8", weights=False).name == hub_cache.commit_of("org/tiny", "step8")
+    remedy = r"org/tiny@step9 is .*not in the hub's cache.*hf download org/tiny --revision step9.*HF_HUB_OFFLINE"
+    with pytest.raises(ValueError, match=remedy):
+        hub.fetch("org/tiny", "step9")
+    with pytest.raises(
+        ValueError, match=r"org/other is no folder here and not in the hub's cache.*download org/other`"
+    ):
+        hub.revisions("org/other")
+    with pytest.raises(ValueError, match=r"me--x is no folder here.*Cannot have -- or \.\. in repo_id"):
+        hub.revisions("me--x")
+    hub.evict()
+    assert sorted(hub.cached("org/tiny")) == ["main", "step1000", "step8"]  # nothing of it was fetched here
+
+
+def test_a_snapshot_known_by_its_commit_is_found_without_a_network(tmp_path: Path) -> None:
+    snapshot = hub_cache.add_revision(tmp_path, "me/x", "main", {"config.json": b"{}", "model.safetensors": b"w"})
+    (tmp_path / "models--me--x" / "refs" / "main").unlink()
+    hub = Hub(tmp_path)
+    (found,) = find_checkpoints([f"me/x@{snapshot.name}"], hub)
+    assert hub.fetch(found.model, found.revision) == snapshot
+
+
+def test_a_shortened_list_of_revisions_is_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("no route")
+
+    hub_cache.add_revision(tmp_path, "org/olmo", "stage1-step10-tokens1B", {"config.json": b"{}"})
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_refs", unreachable)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with pytest.warns(
+        UserWarning, match=r"cannot be reached .*no route.*only the 1 revisions of org/olmo in the cache"
+    ):
+        find_checkpoints(["org/olmo"], Hub(tmp_path), "stage1-step10-tokens1B")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # the user knows
+    assert [each.step for each in find_checkpoints(["org/olmo"], Hub(tmp_path), "all")] == [10]
+    hub_cache.add_revision(tmp_path, "org/olmo", "stage2-ingredient1-step5-tokens1B", {"config.json": b"{}"})
+    with pytest.warns(UserWarning, match="stages are taken to go on from the last of them in the stage before"):
+        assert [each.step for each in find_checkpoints(["org/olmo"], Hub(tmp_path), "all")] == [10, 15]
+
+
+def test_a_fetch_that_broke_off_is_evicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def half(*_: object, **__: object) -> None:
+        hub_cache.add_revision(tmp_path, "org/x", "step2", {"config.json": b"half"})
+        hub_cache.add_revision(tmp_path, "org/x", "step3", {"config.json": b"another process's"})
+        raise OSError("no space left")
+
+    hub_cache.add_revision(tmp_path, "org/x", "step1", {"config.json": b"before"})
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", half)
+    hub = Hub(tmp_path)
+    with pytest.raises(OSError, match="no space left"):
+        hub.fetch("org/x", "step2")
+    hub.evict(keep=("org/x", "step2"))
+    snapshots = hub_cache.snapshots(tmp_path, "org/x")
+    assert len(list(snapshots.iterdir())) == 3
+    hub.evict()
+    assert {each.name for each in snapshots.iterdir()} == {hub_cache.commit_of("org/x", f"step{k}") for k in (1, 3)}
