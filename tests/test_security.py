@@ -259,7 +259,7 @@ def test_code_of_a_model_is_not_run_by_post_training(
     settings, args = module.make_parser().parse(micro.arguments(recipe, tmp_path / "out", model=folder))
     assert args.trust_remote_code is False
     stage = Stage(settings, args)
-    for load in (stage.tokenizer, stage.model):
+    for load in (stage.weights.tokenizer, stage.weights.model):
         with pytest.raises(ValueError, match="custom code"):
             load()
     assert not mark.exists()

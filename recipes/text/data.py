@@ -86,7 +86,13 @@ def _distinct(texts: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def read_rows(
-    name: str, config: str | None, revision: str | None, split: str, limit: int | None, seed: int = 0
+    name: str,
+    *,
+    config: str | None = None,
+    revision: str | None = None,
+    split: str = "train",
+    limit: int | None = None,
+    seed: int = 0,
 ) -> list[Row]:
     """Reads a hub data set, or local files in the same columns.
 
