@@ -81,9 +81,11 @@ def near_cloze(
     counts.refuse_seen(texts)
     documents = tokenise(texts, tokenizer)
     pieces = find_pieces(documents)
+    kinds = list(dict.fromkeys((place.spaced, place.tokens) for place in pieces))
+    frequency_m = counts.ngrams.counts(np.asarray([tokens for _, tokens in kinds], dtype=np.int64).reshape(-1, 1))
     pools: dict[bool, dict[Tokens, float]] = {False: {}, True: {}}
-    for spaced, tokens in dict.fromkeys((place.spaced, place.tokens) for place in pieces):
-        pools[spaced][tokens] = counts.ngrams.count(tokens)
+    for (spaced, tokens), frequency in zip(kinds, frequency_m, strict=True):
+        pools[spaced][tokens] = float(frequency)
     wanted = _given_away(pieces, documents, counts.ngrams)
 
     def options(place: Place, above: int) -> list[Tokens] | None:

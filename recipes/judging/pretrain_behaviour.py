@@ -7,7 +7,6 @@ checkpoints on the same, and a resumed run goes on with it.
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -68,10 +67,8 @@ def build_measures(
         measures["cloze_far"] = ChoiceAccuracy(far, batch_size=_BATCH)
         measures["cloze_far_cut"] = ChoiceAccuracy(far.shortened(FAR_DISTANCE), batch_size=_BATCH)
     if settings.memorisation_rows:
-        with tempfile.TemporaryDirectory() as index:  # each process of a run builds its own
-            compared = memorisation_set(rows_nt, held_out, tokenizer, index, rows=settings.memorisation_rows)
-        compared.batch_size = _BATCH
-        measures["memorisation"] = compared
+        rows = settings.memorisation_rows
+        measures["memorisation"] = memorisation_set(rows_nt, held_out, tokenizer, rows, batch_size=_BATCH)
     if settings.frequency_bands:
         seen = token_counts(rows_nt, len(tokenizer))
         measures["primacy"] = FrequencyLoss(probe, seen, bands=settings.frequency_bands, batch_size=_BATCH)

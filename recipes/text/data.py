@@ -86,27 +86,20 @@ def _distinct(texts: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def read_rows(
-    name: str,
-    *,
-    config: str | None = None,
-    revision: str | None = None,
-    split: str = "train",
-    limit: int | None = None,
-    seed: int = 0,
+    name: str, limit: int | None = None, config: str | None = None, revision: str | None = None, split: str = "train"
 ) -> list[Row]:
     """Reads a hub data set, or local files in the same columns.
 
     Args:
         name: A hub name, a file, or a folder of files.
+        limit: At most so many rows, drawn without replacement; all of them where None.
         config: The configuration of a hub data set.
         revision: The revision of a hub data set.
         split: The split to read; local files have "train" alone.
-        limit: At most so many rows, drawn without replacement from ``seed``; all of them where None.
-        seed: See ``limit``.
     """
     rows = open_dataset(name, config, revision, split)
     if limit is not None and limit < len(rows):
-        rows = rows.select(sorted(random.Random(seed).sample(range(len(rows)), limit)))
+        rows = rows.select(sorted(random.Random(0).sample(range(len(rows)), limit)))
     return [dict(row) for row in rows]
 
 
@@ -141,26 +134,29 @@ def to_problems(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
 
 
 Reader = Callable[[Mapping[str, Any]], Row | None]
+Readers = dict[tuple[str, ...], Reader]
 
 
-def _convert(
-    rows: Sequence[Mapping[str, Any]], what: str, readers: Sequence[tuple[tuple[str, ...], Reader]]
-) -> list[Row]:
+def _convert(rows: Sequence[Mapping[str, Any]], what: str, readers: Readers) -> list[Row]:
     if not rows:
         raise ValueError(f"{what}: there are no rows; give a data set, a split or a corpus that has some")
     converted = (_reader_of(row, what, readers)(row) for row in rows)
     return [row for row in converted if row is not None]
 
 
-def _reader_of(row: Mapping[str, Any], what: str, readers: Sequence[tuple[tuple[str, ...], Reader]]) -> Reader:
-    for columns, reader in readers:
+def _reader_of(row: Mapping[str, Any], what: str, readers: Readers) -> Reader:
+    """Return the first reader whose columns a row has.
+
+    Raises:
+        ValueError: There is none, or a column holds something other than text.
+    """
+    for columns, reader in readers.items():
         if row.keys() >= set(columns):
-            read = [(name, row[name]) for name in columns] + [("input", row.get("input") or "")]
-            for name, value in read:
+            for name, value in [*((name, row[name]) for name in columns), ("input", row.get("input") or "")]:
                 if not isinstance(value, str):
                     raise ValueError(f"{what}: column {name!r} holds {value!r:.60}, not a text; leave such rows out")
             return reader
-    known = "; or ".join(", ".join(columns) for columns, _ in readers)
+    known = "; or ".join(map(", ".join, readers))
     raise ValueError(f"{what}: the data set has the columns {sorted(row)}; rename them to {known}")
 
 
@@ -207,15 +203,15 @@ def _columns(*names: str) -> Reader:
     return lambda row: {name: row[name] for name in names}
 
 
-_PAIR_READERS: Sequence[tuple[tuple[str, ...], Reader]] = (
-    (("prompt", "completion"), _columns("prompt", "completion")),
-    (("prompt", "chosen"), lambda row: {"prompt": row["prompt"], "completion": row["chosen"]}),
-    (("chosen",), _chosen_pair),
-    (("instruction", "output"), _alpaca_pair),
-    (("question", "answer"), _gsm8k_pair),
-)
-_PREFERENCE_READERS: Sequence[tuple[tuple[str, ...], Reader]] = (
-    (("prompt", "chosen", "rejected"), _columns("prompt", "chosen", "rejected")),
-    (("chosen", "rejected"), _dialogue_preference),
-)
-_PROBLEM_READERS: Sequence[tuple[tuple[str, ...], Reader]] = ((("question", "answer"), _gsm8k_problem),)
+_PAIR_READERS: Readers = {
+    ("prompt", "completion"): _columns("prompt", "completion"),
+    ("prompt", "chosen"): lambda row: {"prompt": row["prompt"], "completion": row["chosen"]},
+    ("chosen",): _chosen_pair,
+    ("instruction", "output"): _alpaca_pair,
+    ("question", "answer"): _gsm8k_pair,
+}
+_PREFERENCE_READERS: Readers = {
+    ("prompt", "chosen", "rejected"): _columns("prompt", "chosen", "rejected"),
+    ("chosen", "rejected"): _dialogue_preference,
+}
+_PROBLEM_READERS: Readers = {("question", "answer"): _gsm8k_problem}

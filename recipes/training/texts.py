@@ -61,19 +61,18 @@ class Texts:
     def dataset_rows(self, name: str, split: str, limit: int | None) -> list[Row]:
         """Read a split of ``--dataset``."""
         s = self.settings
-        return read_rows(name, config=s.dataset_config, revision=s.dataset_revision, split=split, limit=limit)
+        return read_rows(name, limit, s.dataset_config, s.dataset_revision, split)
 
     def read_test(self, name: str, limit: int) -> list[Row]:
         """Read a data set that is for tests alone: local files have the split "train" alone."""
-        return read_rows(name, split="train" if Path(name).exists() else self.settings.test_split, limit=limit)
+        return read_rows(name, limit, split="train" if Path(name).exists() else self.settings.test_split)
 
     def ood_rows(self) -> list[Row]:
         """Return instruction pairs out of distribution: another instruction, and text of another domain."""
         s = self.settings
         if s.ood_dataset is None:
             return describe_rows(self.corpus.texts("ood_test"))[: s.test_rows]
-        options = {"config": s.ood_config, "revision": s.ood_revision, "split": s.ood_split}
-        return read_rows(s.ood_dataset, **options, limit=s.test_rows)
+        return read_rows(s.ood_dataset, s.test_rows, s.ood_config, s.ood_revision, s.ood_split)
 
     def completions(self, pairs: Sequence[Row], key: str = "completion") -> Completions:
         """Turn pairs into the token rows of a test."""
