@@ -114,7 +114,7 @@ def main(settings: PretrainSettings) -> None:
     if first_rank and not settings.resume:
         folder.refuse_run(settings)
 
-    corpus = folder.corpus() if settings.resume else read_corpus(settings)
+    corpus = Corpus.load(folder.path / "corpus") if settings.resume else read_corpus(settings)
     tokenizer = read_tokenizer(settings, corpus)
     rows_nt = packed_rows(corpus.texts("pretrain"), tokenizer, settings.seq_length + 1)
     held_out = probe_rows(corpus.texts("probe"), tokenizer, settings.probe_rows, settings.probe_length)
@@ -192,15 +192,8 @@ def read_corpus(settings: PretrainSettings) -> Corpus:
     """Returns the standard library, or what ``--dataset`` names."""
     if settings.dataset is None:
         return offline_corpus(arithmetic_share=settings.arithmetic_share)
-    return dataset_corpus(
-        settings.dataset,
-        config=settings.dataset_config,
-        revision=settings.dataset_revision,
-        split=settings.dataset_split,
-        text_column=settings.text_column,
-        max_documents=settings.max_documents,
-        streaming=settings.streaming,
-    )
+    where = (settings.dataset, settings.dataset_config, settings.dataset_revision, settings.dataset_split)
+    return dataset_corpus(*where, settings.text_column, settings.max_documents, settings.streaming)
 
 
 def read_tokenizer(settings: PretrainSettings, corpus: Corpus) -> PreTrainedTokenizerBase:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from judging.rewards import Verifier
 from pretrain import PretrainSettings
 from pretrain import main as pretrain
 from transformers import AutoModelForCausalLM
+
+from geomcallbacks import ProbeSet
 
 MODULES = {"sft": sft, "dpo": dpo, "grpo": grpo}
 WORDS = ["alpha", "beta", "gamma", "delta", "value", "name", "key", "total", "count", "index"]
@@ -109,3 +112,12 @@ def start_of(chain: dict[str, Path], recipe: str) -> dict[str, Path | None]:
 def start_weights(chain: dict[str, Path], recipe: str) -> dict[str, torch.Tensor]:
     model = start_of(chain, recipe)["model"]
     return weights(model / "model" if model else chain["base"] / "checkpoints" / "step-000012")
+
+
+def trace_of(model: Path, probe: Path) -> float:
+    """Trace of the centred covariance of a model's last states at four positions of each row of a probe."""
+    ids_nt = ProbeSet.load(probe).input_ids_nt
+    chosen = torch.tensor([math.ceil(ids_nt.shape[1] * j / 4) - 1 for j in range(1, 5)])
+    with torch.no_grad():
+        hidden_ntd = AutoModelForCausalLM.from_pretrained(model).eval().base_model(ids_nt).last_hidden_state
+    return hidden_ntd[:, chosen].flatten(0, 1).double().var(0).sum().item()

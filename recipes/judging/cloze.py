@@ -39,21 +39,26 @@ class PretrainingCounts:
     """
 
     def __init__(self, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
         documents = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         self.ngrams = NgramCounts(documents, NEAR_CONTEXT + 1)
         self.words = Counter(word for text in texts for word in WORD.findall(text))
         self._seen = {_hash(text) for text in texts}
 
-    def refuse_seen(self, texts: Sequence[str]) -> None:
-        """Raises ``ValueError`` where a text is one of the pretraining text."""
+    def tokenise(self, texts: Sequence[str]) -> list[TokenisedText]:
+        """Tokenise held-out texts.
+
+        Raises:
+            ValueError: One of them is also in the pretraining text.
+        """
         for index, text in enumerate(texts):
             if _hash(text) in self._seen:
                 raise ValueError(f"texts[{index}] is also in the pretraining text; give held-out documents only")
+        return tokenise(texts, self.tokenizer)
 
 
 def near_cloze(
     texts: Sequence[str],
-    tokenizer: PreTrainedTokenizerBase,
     counts: PretrainingCounts,
     *,
     rows: int = 400,
@@ -69,8 +74,7 @@ def near_cloze(
 
     Args:
         texts: Held-out documents.
-        tokenizer: The model's; its own.
-        counts: Of the pretraining text.
+        counts: Of the pretraining text, in the tokens of the model.
         rows: Questions.
         seq_length: Most tokens of prompt and option.
         seed: Of every draw.
@@ -78,8 +82,7 @@ def near_cloze(
     Raises:
         ValueError: There are too few such places, or a text is also in the pretraining text.
     """
-    counts.refuse_seen(texts)
-    documents = tokenise(texts, tokenizer)
+    documents = counts.tokenise(texts)
     pieces = find_pieces(documents)
     kinds = list(dict.fromkeys((place.spaced, place.tokens) for place in pieces))
     frequency_m = counts.ngrams.counts(np.asarray([tokens for _, tokens in kinds], dtype=np.int64).reshape(-1, 1))
@@ -98,7 +101,6 @@ def near_cloze(
 
 def far_cloze(
     texts: Sequence[str],
-    tokenizer: PreTrainedTokenizerBase,
     counts: PretrainingCounts,
     *,
     rows: int = 400,
@@ -117,8 +119,7 @@ def far_cloze(
 
     Args:
         texts: Held-out documents.
-        tokenizer: The model's; its own.
-        counts: Of the pretraining text.
+        counts: Of the pretraining text, in the tokens of the model.
         rows: Questions.
         seq_length: Most tokens of prompt and option.
         min_distance: Tokens between the name and the answer, at least.
@@ -133,16 +134,13 @@ def far_cloze(
             f"min_distance={min_distance} is not within a context of seq_length={seq_length} tokens that holds the name"
             f" twice; give 1 to {seq_length - 2 * FAR_TOKENS}"
         )
-    counts.refuse_seen(texts)
-    documents = tokenise(texts, tokenizer)
+    documents = counts.tokenise(texts)
     names = [place for place in find_words(documents) if _is_rare(place, counts.words)]
     wanted = _only_far(names, documents, seq_length, min_distance)
     alike: dict[tuple[Any, ...], list[Place]] = {}
     for name in {(name.word, name.spaced): name for name in names}.values():
         alike.setdefault(_shape(name), []).append(name)
-    in_documents: dict[str, set[int]] = {}
-    for name in names:
-        in_documents.setdefault(name.word, set()).add(name.document)
+    in_document = {(name.word, name.document) for name in names}
 
     def options(place: Place, above: int) -> list[Tokens] | None:
         document = documents[place.document]
@@ -152,7 +150,7 @@ def far_cloze(
         pool = [
             name.tokens
             for name in alike[_shape(place)]
-            if place.document not in in_documents[name.word]
+            if (name.word, place.document) not in in_document
             and name.word not in context
             and _pieces_in(near, name.tokens) == pieces
         ]

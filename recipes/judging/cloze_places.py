@@ -69,8 +69,19 @@ def tokenise(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[T
 
 
 def find_words(documents: Sequence[TokenisedText]) -> list[Place]:
-    """Returns every whole word that begins and ends where tokens do, in the order of the text."""
-    return [place for number, document in enumerate(documents) for place in _words_of(number, document)]
+    """Return every whole word that begins and ends where tokens do, in the order of the text."""
+    found = []
+    for number, document in enumerate(documents):
+        begins = {begin: index for index, (begin, _) in enumerate(document.spans)}
+        ends = {end: index for index, (_, end) in enumerate(document.spans)}
+        for match in WORD.finditer(document.text):
+            begin, end = match.span()
+            first = begins.get(begin, begins.get(begin - 1) if document.text[begin - 1 : begin] == " " else None)
+            last = ends.get(end)
+            if first is not None and last is not None and first <= last:
+                tokens = tuple(document.ids[first : last + 1])
+                found.append(Place(number, first, tokens, match[0], document.spaced(first, begin)))
+    return found
 
 
 def find_pieces(documents: Sequence[TokenisedText]) -> list[Place]:
@@ -82,18 +93,4 @@ def find_pieces(documents: Sequence[TokenisedText]) -> list[Place]:
             if piece.isascii() and piece.isalpha():
                 spaced = document.spaced(index, end - len(piece))
                 found.append(Place(number, index, (document.ids[index],), piece, spaced))
-    return found
-
-
-def _words_of(number: int, document: TokenisedText) -> list[Place]:
-    begins = {begin: index for index, (begin, _) in enumerate(document.spans)}
-    ends = {end: index for index, (_, end) in enumerate(document.spans)}
-    found = []
-    for match in WORD.finditer(document.text):
-        begin, end = match.span()
-        first = begins.get(begin, begins.get(begin - 1) if document.text[begin - 1 : begin] == " " else None)
-        last = ends.get(end)
-        if first is not None and last is not None and first <= last:
-            tokens = tuple(document.ids[first : last + 1])
-            found.append(Place(number, first, tokens, match[0], document.spaced(first, begin)))
     return found

@@ -62,8 +62,8 @@ def build_measures(
     if settings.cloze_rows:
         counts = PretrainingCounts(corpus.texts("pretrain"), tokenizer)
         size = dict(rows=settings.cloze_rows, seq_length=rows_nt.shape[1] - 1)
-        measures["cloze_near"] = ChoiceAccuracy(near_cloze(held_out, tokenizer, counts, **size), batch_size=_BATCH)
-        far = far_cloze(held_out, tokenizer, counts, **size, min_distance=FAR_DISTANCE)
+        measures["cloze_near"] = ChoiceAccuracy(near_cloze(held_out, counts, **size), batch_size=_BATCH)
+        far = far_cloze(held_out, counts, **size, min_distance=FAR_DISTANCE)
         measures["cloze_far"] = ChoiceAccuracy(far, batch_size=_BATCH)
         measures["cloze_far_cut"] = ChoiceAccuracy(far.shortened(FAR_DISTANCE), batch_size=_BATCH)
     if settings.memorisation_rows:

@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
+
 from geomcallbacks.probing.offline import OTHER_DOMAIN, PARTS, Document, near_duplicates, part_of, python_documents
 from text.arithmetic import arithmetic_texts
 
@@ -60,9 +63,6 @@ class Corpus:
 
     def save(self, folder: str | Path) -> None:
         """Writes ``manifest.json`` and the texts (``corpus.parquet``: part, path, text), for later stages."""
-        import pyarrow
-        import pyarrow.parquet
-
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         rows = [
@@ -80,8 +80,6 @@ class Corpus:
         Raises:
             ValueError: The texts are not those of the manifest.
         """
-        import pyarrow.parquet
-
         folder = Path(folder)
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         parts: dict[str, list[Document]] = {part: [] for part in manifest["files"]}

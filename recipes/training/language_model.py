@@ -23,38 +23,26 @@ class SeededBatches(Sampler[list[int]]):
 
     Args:
         rows: Number of rows to draw from.
-        batch_size: Rows an update, over all devices and accumulated batches.
-        updates: Optimiser updates of the whole run, those before ``start`` included.
-        accumulate: Batches an update, on each device.
+        settings: ``batch_size``, rows an update over all devices and accumulated batches; ``accumulate``, batches an
+            update on each device; ``updates`` of the whole run, those before ``start`` included; ``seed``.
         rank: The device that the rows are for, of ``world_size``.
         world_size: Number of devices.
-        seed: Seed of the orders.
         start: The update to start from.
 
     Raises:
         ValueError: The rows of an update cannot be dealt evenly.
     """
 
-    def __init__(
-        self,
-        rows: int,
-        batch_size: int,
-        updates: int,
-        *,
-        accumulate: int = 1,
-        rank: int = 0,
-        world_size: int = 1,
-        seed: int = 0,
-        start: int = 0,
-    ) -> None:
-        if batch_size % (accumulate * world_size):
+    def __init__(self, rows: int, settings: Any, *, rank: int = 0, world_size: int = 1, start: int = 0) -> None:
+        accumulate, batches = settings.accumulate, settings.accumulate * world_size
+        if settings.batch_size % batches:
             raise ValueError(
-                f"batch_size={batch_size} rows an update cannot be dealt evenly to {world_size} device(s) in "
-                f"accumulate={accumulate} batches each; give a multiple of {accumulate * world_size}"
+                f"batch_size={settings.batch_size} rows an update cannot be dealt evenly to {world_size} device(s) in "
+                f"accumulate={accumulate} batches each; give a multiple of {batches}"
             )
-        self.rows, self.seed, self.rank, self.world_size = rows, seed, rank, world_size
-        self.share = batch_size // (accumulate * world_size)
-        self.first, self.end = start * accumulate, updates * accumulate
+        self.rows, self.seed, self.rank, self.world_size = rows, settings.seed, rank, world_size
+        self.share = settings.batch_size // batches
+        self.first, self.end = start * accumulate, settings.updates * accumulate
 
     def __len__(self) -> int:
         """Returns the batches of the whole run: Lightning counts those before a resumption as done."""
@@ -111,17 +99,8 @@ class LanguageModel(L.LightningModule):
 
     def train_dataloader(self) -> DataLoader[torch.Tensor]:
         """Returns this device's share of the batches."""
-        settings, trainer = self.settings, self.trainer
-        batches = SeededBatches(
-            len(self.rows_nt),
-            settings.batch_size,
-            settings.updates,
-            accumulate=settings.accumulate,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
-            seed=settings.seed,
-            start=self.start,
-        )
+        place = {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+        batches = SeededBatches(len(self.rows_nt), self.settings, **place, start=self.start)
         return SeededLoader(self.rows_nt, batch_sampler=batches)  # a tensor is a data set of its rows
 
     def configure_optimizers(self) -> dict[str, Any]:

@@ -91,15 +91,9 @@ class RunFolder:
         try:
             checkpoint = torch.load(self.resume_file, map_location="cpu", mmap=True, weights_only=True)
         except Exception as error:
-            why = refusal(error)
-            raise SystemExit(
-                f"--resume: {self.resume_file} cannot be read ({why}); start a new run elsewhere"
-            ) from error
+            found = f"{self.resume_file} cannot be read ({refusal(error)})"
+            raise SystemExit(f"--resume: {found}; start a new run elsewhere") from error
         return int(checkpoint["global_step"])
-
-    def corpus(self) -> Corpus:
-        """Return the corpus that the run was started with, whatever the Python of today."""
-        return Corpus.load(self.path / "corpus")
 
     def loss(self) -> list[tuple[int, float]]:
         """Return (number of updates, training loss) from all starts of the run, in order."""

@@ -9,8 +9,8 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 
 import torch
+from text.corpus import Corpus
 from text.tokens import probe_rows
-from training.run_folder import RunFolder
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench.table import Section
@@ -39,7 +39,7 @@ def positions(device: torch.device, run: Path, n: int = 1024, draws: int = 20) -
     length, window = trained["probe_length"], (trained["alpha_first"], trained["alpha_last"])
     last = max((run / "checkpoints").glob("step-*"))
     model = AutoModelForCausalLM.from_pretrained(last).to(device)
-    d, texts = model.config.hidden_size, RunFolder(run).corpus().texts("probe")
+    d, texts = model.config.hidden_size, Corpus.load(run / "corpus").texts("probe")
     windows = sum(len(tokenizer(text, add_special_tokens=False)["input_ids"]) // length for text in texts)
     kinds: dict[str, tuple[str | int, int]] = {"last": ("last", n)} | {f"{k}": (k, n // k) for k in KS}
     found: dict[str, list[GeometryRecord]] = {name: [] for name in kinds}

@@ -14,7 +14,6 @@ from text.arithmetic import (
     Problem,
     arithmetic_texts,
     distinct_problems,
-    prompt_of,
     read_answer,
     worked_solution,
 )
@@ -45,20 +44,6 @@ class Script(random.Random):
 
     def choice(self, options: Any) -> Any:
         return self._errors.pop() if self._errors else options[self._style]
-
-
-@pytest.mark.parametrize(
-    ("terms", "signs", "question", "answer"),
-    [
-        ((47, 8, 23), ("+", "-"), "47+8-23", 32),
-        ((5, 30, 40), ("-", "+"), "5-30+40", 15),  # below zero on the way
-        ((10, 20, 30, 40), ("-", "-", "-"), "10-20-30-40", -80),
-    ],
-)
-def test_hand_worked_problems(terms: tuple[int, ...], signs: tuple[str, ...], question: str, answer: int) -> None:
-    problem = Problem(terms, signs)
-    assert (problem.question, problem.answer) == (question, answer)
-    assert prompt_of(problem.question) == f"Question: {question}\n"
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def stands_in(prompt, options, answer, documents):
 
 def test_near_answers_are_given_away_by_three_tokens(made):
     trained, held_out, tokenizer, counts = made
-    rows = near_cloze(held_out, tokenizer, counts, rows=60, seq_length=64)
+    rows = near_cloze(held_out, counts, rows=60, seq_length=64)
     seen, held = ids_of(tokenizer, trained), ids_of(tokenizer, held_out)
     single, triple, fourfold = runs(seen, 1), runs(seen, 3), runs(seen, 4)
     above, most = Counter(), Counter()
@@ -80,7 +80,7 @@ def test_near_answers_are_given_away_by_three_tokens(made):
 
 def test_far_answers_stand_far_back_and_nowhere_else(made):
     trained, held_out, tokenizer, counts = made
-    rows = far_cloze(held_out, tokenizer, counts, rows=60, seq_length=128, min_distance=40)
+    rows = far_cloze(held_out, counts, rows=60, seq_length=128, min_distance=40)
     seen_words = Counter(word for text in trained for word in re.findall(r"[A-Za-z_]\w*", text))
     held = ids_of(tokenizer, held_out)
     above = Counter()
@@ -110,24 +110,24 @@ def test_far_answers_stand_far_back_and_nowhere_else(made):
 
 
 def test_the_same_every_time_and_another_with_another_seed(made):
-    _, held_out, tokenizer, counts = made
+    _, held_out, _, counts = made
     for cut in (near_cloze, far_cloze):
-        one, again, other = (cut(held_out[:25], tokenizer, counts, rows=20, seed=seed) for seed in (0, 0, 1))
+        one, again, other = (cut(held_out[:25], counts, rows=20, seed=seed) for seed in (0, 0, 1))
         assert one.fingerprint == again.fingerprint != other.fingerprint
 
 
 def test_bad_input_is_refused(made):
-    trained, held_out, tokenizer, counts = made
+    trained, held_out, _, counts = made
     with pytest.raises(ValueError, match="hold no tokens"):
         NgramCounts([[], []], 2)
     with pytest.raises(ValueError, match=r"rows=9000.*only \d+ places for far"):
-        far_cloze(held_out[:8], tokenizer, counts, rows=9000)
+        far_cloze(held_out[:8], counts, rows=9000)
     with pytest.raises(ValueError, match=r"rows=90000.*only \d+ places for near"):
-        near_cloze(held_out[:8], tokenizer, counts, rows=90000)
+        near_cloze(held_out[:8], counts, rows=90000)
     with pytest.raises(ValueError, match=r"texts\[1\] is also in the pretraining text"):
-        near_cloze([held_out[0], trained[3]], tokenizer, counts, rows=4)
+        near_cloze([held_out[0], trained[3]], counts, rows=4)
     with pytest.raises(ValueError, match=r"min_distance=120.*give 1 to 112"):
-        far_cloze(held_out, tokenizer, counts, min_distance=120)
+        far_cloze(held_out, counts, min_distance=120)
 
 
 DOCUMENTS = [[1, 2, 3, 1, 2, 4], [], [2, 3, 1], [5], [1, 2, 3, 1]]

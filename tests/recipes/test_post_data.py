@@ -35,14 +35,12 @@ def decorated(a):
 
     return b + a
 
-
 def outer(a):
     """Makes another function."""
     def inner(b):
         """Adds the two numbers."""
         return a + b
     return inner
-
 
 class Thing:
     """Not a function."""
@@ -53,18 +51,10 @@ class Thing:
         # a comment stays
         return await self.result
 
-
-def short(a):
-    """Too short"""
-    return a
-
-
 def same_line(a): """Returns what it is given."""; return a
-
 
 def only_docstring():
     """Has nothing else to show."""
-
 
 def not_a_docstring(a):
     f"""Formatted strings are none."""
@@ -87,18 +77,11 @@ def test_functions_are_cut_from_a_module() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "def broken(:\n",
-        "",
-        "x = 1\0",
-        "(" * 500,
-        "-" * 100_000 + "1",
-        "\ufeff",
-        "\ud800",
+        "def broken(:\n", "", "x = 1\0", "(" * 500, "-" * 100_000 + "1", "\ufeff", "\ud800", "1" * 9000,
         "def f():\n  '''" + "a" * 100_000,
-        "1" * 9000,
     ],
     ids=range(9),
-)
+)  # fmt: skip
 def test_text_that_is_no_module_has_no_functions(text: str) -> None:
     assert list(functions(text)) == []
 
@@ -251,25 +234,11 @@ def test_rows_that_cannot_be_read_are_refused_with_a_remedy(
         convert(rows)
 
 
-def test_rows_of_a_hub_set_are_asked_for_and_drawn_from_all_of_them_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
-
-    def load(path: str, **options: Any) -> Any:
-        asked.append((path, options))
-        return datasets.Dataset.from_list([{"prompt": str(i)} for i in range(200)])
-
-    monkeypatch.setattr(datasets, "load_dataset", load)
-    found, again = ([int(row["prompt"]) for row in read_rows("owner/name", 20, "main", "v1", "test")] for _ in "ab")
-    assert asked[0] == ("owner/name", {"split": "test", "streaming": False, "name": "main", "revision": "v1"})
+def test_a_limit_draws_rows_from_all_of_them_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = datasets.Dataset.from_list([{"prompt": str(i)} for i in range(200)])
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, **options: rows)
+    found, again = ([int(row["prompt"]) for row in read_rows("owner/name", 20)] for _ in range(2))
     assert found == again == sorted(set(found))
     assert len(found) == 20
     assert max(found) > 100
     assert len(read_rows("owner/name", 500)) == 200
-
-
-def test_missing_files_and_splits_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="does not exist"):
-        read_rows(str(tmp_path / "missing.jsonl"))
-    (tmp_path / "rows.jsonl").write_text(json.dumps(GSM8K[0]) + "\n")
-    with pytest.raises(ValueError, match="test"):
-        read_rows(str(tmp_path / "rows.jsonl"), split="test")

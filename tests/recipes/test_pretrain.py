@@ -15,7 +15,7 @@ from typing import Any
 
 import micro
 import pytest
-import torch
+from pretrain import PretrainSettings
 from pretrain import main as pretrain
 from training.language_model import SaveModel, SeededBatches
 from training.run_folder import RunFolder
@@ -65,11 +65,8 @@ def test_a_checkpoint_loads_and_is_of_its_update(run: Path) -> None:
     assert model.config.vocab_size == len(tokenizer) == 300
     assert tokenizer.decode(tokenizer("alpha beta")["input_ids"]) == "alpha beta"
     # What was measured live can be measured again: the last hidden states of the probe give the recorded trace.
-    ids_nt = ProbeSet.load(run / "probe.safetensors").input_ids_nt
-    chosen = torch.tensor([math.ceil(ids_nt.shape[1] * j / 4) - 1 for j in range(1, 5)])
-    with torch.no_grad():
-        hidden = model.eval().base_model(ids_nt).last_hidden_state[:, chosen].flatten(0, 1).double()
-    assert hidden.var(0).sum().item() == pytest.approx(read_records(run / "geometry.jsonl")[-1]["trace"], rel=1e-5)
+    trace = micro.trace_of(run / "checkpoints" / f"step-{UPDATES:06d}", run / "probe.safetensors")
+    assert trace == pytest.approx(read_records(run / "geometry.jsonl")[-1]["trace"], rel=1e-5)
 
 
 def test_loss_is_kept_at_its_update_and_the_figure_is_drawn(run: Path) -> None:
@@ -160,8 +157,9 @@ def test_model_config_and_tokenizer_replace_shape_and_vocabulary(texts: Path, ru
 
 def test_batches_do_not_depend_on_the_number_of_devices_or_on_where_a_run_starts() -> None:
     def updates(world_size: int, accumulate: int, start: int = 0, seed: int = 0) -> list[list[int]]:
-        settings = {"accumulate": accumulate, "world_size": world_size, "seed": seed, "start": start}
-        shares = [list(SeededBatches(10, 8, 5, rank=rank, **settings)) for rank in range(world_size)]
+        settings = PretrainSettings(batch_size=8, updates=5, accumulate=accumulate, seed=seed)
+        place = {"world_size": world_size, "start": start}
+        shares = [list(SeededBatches(10, settings, rank=rank, **place)) for rank in range(world_size)]
         batches = [[row for share in shares for row in share[i]] for i in range(len(shares[0]))]
         joined = (batches[i : i + accumulate] for i in range(0, len(batches), accumulate))
         return [[row for batch in update for row in batch] for update in joined]
@@ -176,7 +174,7 @@ def test_batches_do_not_depend_on_the_number_of_devices_or_on_where_a_run_starts
     assert updates(2, 1, start=3) == alone[3:]
     assert updates(1, 1, seed=1) != alone
     with pytest.raises(ValueError, match=r"batch_size=8.*multiple of 3"):
-        SeededBatches(10, 8, 5, world_size=3)
+        SeededBatches(10, PretrainSettings(batch_size=8), world_size=3)
 
 
 def test_accelerate_launch_runs_the_recipe_and_names_its_files(texts: Path, tmp_path: Path) -> None:
@@ -195,7 +193,7 @@ def test_accelerate_launch_runs_the_recipe_and_names_its_files(texts: Path, tmp_
     assert steps_of(tmp_path / "run") == [0, 1, 2, 3, 4]
     (wandb_run,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
     assert list(wandb_run.glob("*.wandb"))
-    for needed in ("geometry.png", "geometry.jsonl", "trough", "peak", "wandb leet ", "wandb sync "):
+    for needed in ("geometry.png", "geometry.jsonl", "RankMe", "wandb leet ", "wandb sync "):
         assert needed in done.stdout
     named = done.stdout.split("wandb sync ")[1].split()[0]
     assert (ROOT / named).resolve() == wandb_run.resolve()

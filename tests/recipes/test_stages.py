@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +16,9 @@ from judging.rewards import Verifier
 from safetensors.torch import load_file
 from text import corpus
 from training import posttrain, texts
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import TrainerCallback
 
-from geomcallbacks import ProbeSet, read_records
+from geomcallbacks import read_records
 
 pytestmark = pytest.mark.usefixtures("even_length")
 
@@ -139,19 +138,12 @@ def test_lora_trains_adapters_alone_and_saves_them_merged(chain: dict[str, Path]
     assert not (folder / "model" / "adapter_config.json").exists()
     # What was measured with adapters is what the merged weights give.
     last = [r for r in measured(folder) if r["probe"] == "general"][-1]
-    assert general_trace(chain["base"], folder / "model") == pytest.approx(last["trace"], rel=1e-4)
+    assert micro.trace_of(folder / "model", chain["base"] / "probe.safetensors") == pytest.approx(
+        last["trace"], rel=1e-4
+    )
     if recipe == "dpo":
         first = measured(folder, "behaviour.jsonl")[0]
         assert first["preference/reward_margin"] == pytest.approx(0, abs=1e-4)
-
-
-def general_trace(base: Path, model: Path) -> float:
-    """Trace of the centred covariance at the four positions of each row of the base's probe."""
-    ids_nt = ProbeSet.load(base / "probe.safetensors").input_ids_nt
-    chosen = torch.tensor([math.ceil(ids_nt.shape[1] * j / 4) - 1 for j in range(1, 5)])
-    with torch.no_grad():
-        hidden_ntd = AutoModelForCausalLM.from_pretrained(model).eval().base_model(ids_nt).last_hidden_state
-    return hidden_ntd[:, chosen].flatten(0, 1).double().var(0).sum().item()
 
 
 def test_a_model_folder_alone_is_enough(
