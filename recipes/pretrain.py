@@ -96,12 +96,12 @@ class PretrainSettings(BehaviourSettings, ProbeSettings):
 
 
 def make_parser() -> RecipeParser:
-    """Returns the parser of the command line."""
+    """Return the parser of the command line."""
     return RecipeParser(PretrainSettings, description=__doc__.split("\n")[0])
 
 
 def main(settings: PretrainSettings) -> None:
-    """Pretrains, measures, and draws the figure."""
+    """Pretrain, measure, and draw the figure."""
     disable_progress_bar()  # of the checkpoints' writing, which would break the one of the training
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # hardware, tips
     # Lightning 2.6 uses what torch 2.13 deprecates: nothing that the reader of this output can change.
@@ -153,7 +153,7 @@ def main(settings: PretrainSettings) -> None:
 
 
 def make_trainer(settings: PretrainSettings, folder: RunFolder, start: int, callbacks: list[L.Callback]) -> L.Trainer:
-    """Returns a Trainer that logs loss and geometry, clips, and keeps one checkpoint to resume from."""
+    """Return a Trainer that logs loss and geometry, clips, and keeps one checkpoint to resume from."""
     loggers: list[Logger] = [CSVLogger(folder.path, name="loss", version=f"from_{start:06d}")]
     mode = os.environ.get("WANDB_MODE", "offline") if settings.wandb == "auto" else settings.wandb
     if mode != "disabled":
@@ -189,7 +189,7 @@ def make_trainer(settings: PretrainSettings, folder: RunFolder, start: int, call
 
 
 def read_corpus(settings: PretrainSettings) -> Corpus:
-    """Returns the standard library, or what ``--dataset`` names."""
+    """Return the standard library, or what ``--dataset`` names."""
     if settings.dataset is None:
         return offline_corpus(arithmetic_share=settings.arithmetic_share)
     where = (settings.dataset, settings.dataset_config, settings.dataset_revision, settings.dataset_split)
@@ -197,7 +197,7 @@ def read_corpus(settings: PretrainSettings) -> Corpus:
 
 
 def read_tokenizer(settings: PretrainSettings, corpus: Corpus) -> PreTrainedTokenizerBase:
-    """Returns the tokenizer that ``--tokenizer`` names, or one trained on the pretraining part."""
+    """Return the tokenizer that ``--tokenizer`` names, or one trained on the pretraining part."""
     if settings.tokenizer is None:
         return train_tokenizer(corpus.texts("pretrain"), settings.vocab_size)
     return AutoTokenizer.from_pretrained(settings.tokenizer, trust_remote_code=False)

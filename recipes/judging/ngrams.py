@@ -71,7 +71,7 @@ class NgramCounts:
         return token_m, count_m, np.where(known_m, totals[code_m], 0)
 
     def log_scores(self, context: Sequence[int], options: Sequence[Sequence[int]]) -> list[float]:
-        """Returns how an n-gram model ranks options of equal length behind a context: the log of Stupid Backoff scores.
+        """Return how an n-gram model ranks options of equal length behind a context: the log of Stupid Backoff scores.
 
         A token that never comes is given the share of half a token.
         """

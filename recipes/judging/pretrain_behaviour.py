@@ -48,7 +48,7 @@ def build_measures(
     tokenizer: PreTrainedTokenizerBase,
     probe: ProbeSet,
 ) -> dict[str, Measure]:
-    """Returns the measures that the settings ask for, by the name under which they are logged.
+    """Return the measures that the settings ask for, by the name under which they are logged.
 
     Args:
         settings: How many rows of each; 0 leaves it out.
@@ -76,7 +76,7 @@ def build_measures(
 
 
 def save_measures(measures: Mapping[str, Measure], folder: Path) -> None:
-    """Writes what the measures measure on into a run folder, for `geomcallbacks trace`."""
+    """Write what the measures measure on into a run folder, for `geomcallbacks trace`."""
     for name, measure in measures.items():
         if isinstance(measure, ChoiceAccuracy):
             measure.choices.save(folder / f"{name}.json")

@@ -29,7 +29,7 @@ _GSM8K_ANSWER = re.compile(r"####\s*(.+?)\s*$")
 
 
 def functions(text: str) -> Iterator[tuple[str, str]]:
-    """Yields (first line of the docstring, source without the docstring) of each short function of a module."""
+    """Yield (first line of the docstring, source without the docstring) of each short function of a module."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # escapes of old modules; until Python 3.12 a DeprecationWarning
         try:
@@ -41,7 +41,7 @@ def functions(text: str) -> Iterator[tuple[str, str]]:
         if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) or len(node.body) < 2:
             continue
         docstring, first = (ast.get_docstring(node) or "").strip(), node.body[0]
-        if not docstring or first.end_lineno is None or not _alone(lines, first, node.body[1]):
+        if not docstring or first.end_lineno is None or not _stands_alone(lines, first, node.body[1]):
             continue
         source = lines[node.lineno - 1 : first.lineno - 1] + lines[first.end_lineno : node.end_lineno]
         code = textwrap.dedent("\n".join(line for line in source if line.strip()))
@@ -50,23 +50,23 @@ def functions(text: str) -> Iterator[tuple[str, str]]:
             yield summary, code
 
 
-def _alone(lines: list[str], docstring: ast.stmt, following: ast.stmt) -> bool:
+def _stands_alone(lines: list[str], docstring: ast.stmt, following: ast.stmt) -> bool:
     """Whether the lines of the docstring hold nothing else."""
     return not lines[docstring.lineno - 1][: docstring.col_offset].strip() and following.lineno != docstring.end_lineno
 
 
 def write_rows(texts: Iterable[str]) -> list[Row]:
-    """Cuts pairs "summary -> function" from modules, as the ``chosen`` dialogue of hh-rlhf."""
+    """Cut pairs "summary -> function" from modules, as the ``chosen`` dialogue of hh-rlhf."""
     return [_dialogue(f"Write a function. {summary}", code) for summary, code in _distinct(texts)]
 
 
 def describe_rows(texts: Iterable[str]) -> list[Row]:
-    """Cuts pairs "function -> summary", another instruction than that of ``write_rows``."""
+    """Cut pairs "function -> summary", another instruction than that of ``write_rows``."""
     return [_dialogue(f"Describe this function.\n{code}", summary) for summary, code in _distinct(texts)]
 
 
 def problem_rows(count: int, terms: tuple[int, ...], held_out: bool, seed: int) -> list[Row]:
-    """Generates different problems with a worked solution, in the columns of GSM8K."""
+    """Generate different problems with a worked solution, in the columns of GSM8K."""
     rng = random.Random(seed)
 
     def answer(problem: Problem) -> str:
@@ -88,7 +88,7 @@ def _distinct(texts: Iterable[str]) -> list[tuple[str, str]]:
 def read_rows(
     name: str, limit: int | None = None, config: str | None = None, revision: str | None = None, split: str = "train"
 ) -> list[Row]:
-    """Reads a hub data set, or local files in the same columns.
+    """Read a hub data set, or local files in the same columns.
 
     Args:
         name: A hub name, a file, or a folder of files.
@@ -104,7 +104,7 @@ def read_rows(
 
 
 def to_pairs(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """Turns rows into ``prompt`` and ``completion``.
+    """Turn rows into ``prompt`` and ``completion``.
 
     Raises:
         ValueError: The columns are none of those that the table of ``recipes/README.md`` lists.
@@ -113,7 +113,7 @@ def to_pairs(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
 
 
 def to_preferences(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """Turns rows into ``prompt``, ``chosen`` and ``rejected``; rows whose replies have different prompts are left out.
+    """Turn rows into ``prompt``, ``chosen`` and ``rejected``; rows whose replies have different prompts are left out.
 
     Raises:
         ValueError: The columns are none of those that the table of ``recipes/README.md`` lists, or no row is left.
@@ -125,7 +125,7 @@ def to_preferences(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
 
 
 def to_problems(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """Turns rows into ``prompt`` and ``answer``, the final answer alone.
+    """Turn rows into ``prompt`` and ``answer``, the final answer alone.
 
     Raises:
         ValueError: The columns are not those of GSM8K, or an answer has no ``####`` line.

@@ -20,11 +20,11 @@ class ProbeSettings:
     alpha_last: int = setting(100, "last rank of the window of alpha")
 
     def read_positions(self) -> str | int:
-        """Returns ``positions`` as the callbacks take it."""
+        """Return ``positions`` as the callbacks take it."""
         return int(self.positions) if self.positions.isdigit() else self.positions
 
     def geometry_settings(self) -> dict[str, Any]:
-        """Returns the settings of a geometry callback that say how probes are read."""
+        """Return the settings of a geometry callback that say how probes are read."""
         return dict(
             positions=self.read_positions(),
             alpha_window=(self.alpha_first, self.alpha_last),
