@@ -19,8 +19,7 @@ from text.data import Row, to_pairs, to_preferences
 from training.arguments import RecipeParser, setting
 from training.posttrain import Stage, end_processes
 from training.stage_settings import StageSettings
-from training.texts import Texts
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from trl import DPOConfig, DPOTrainer
 
 from geomcallbacks.behaviour import PreferenceScore, sample
@@ -46,10 +45,9 @@ def main(settings: PreferenceSettings, args: DPOConfig) -> None:
     stage = Stage(settings, args)
     if stage.finished():
         return
-    tokenizer, model = stage.weights.tokenizer(), stage.weights.model()
-    texts = Texts(settings, stage.folder, tokenizer)
-    train = preferences(stage, "train", texts.train_rows("preference"), model, tokenizer)
-    test = preferences(stage, "test", texts.test_rows(), model, tokenizer)
+    texts, model = stage.texts, stage.weights.model()
+    train = preferences(stage, "train", texts.train_rows("preference"), model)
+    test = preferences(stage, "test", texts.test_rows(), model)
     chosen, rejected = texts.completions(test, "chosen"), texts.completions(test, "rejected")
     general = texts.general_probe()
     measures = {
@@ -60,7 +58,7 @@ def main(settings: PreferenceSettings, args: DPOConfig) -> None:
         model=model,
         args=args,
         train_dataset=Dataset.from_list(train),
-        processing_class=tokenizer,
+        processing_class=texts.tokenizer,
         peft_config=stage.weights.lora(),
         callbacks=stage.callbacks({"general": general, "task": texts.completion_probe(chosen)}, measures),
     )
@@ -68,28 +66,25 @@ def main(settings: PreferenceSettings, args: DPOConfig) -> None:
     stage.finish(train_rows=len(train), test_rows=len(test))
 
 
-def preferences(
-    stage: Stage, part: str, rows: list[Row], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> list[Row]:
+def preferences(stage: Stage, part: str, rows: list[Row], model: PreTrainedModel) -> list[Row]:
     """Return prompts with ``chosen`` and ``rejected``: as the rows hold them, or with replies sampled once and kept."""
     if rows and "rejected" not in rows[0]:
         file = stage.folder / f"pairs_{part}.jsonl"
         with PartialState().main_process_first():
             if not file.is_file():
-                found = sample_rejected(stage.settings, to_pairs(rows), model, tokenizer)
+                found = sample_rejected(stage, to_pairs(rows), model)
                 stage.write(file.name, "".join(json.dumps(row) + "\n" for row in found))
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     return to_preferences(rows)
 
 
-def sample_rejected(
-    settings: PreferenceSettings, pairs: list[Row], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> list[Row]:
+def sample_rejected(stage: Stage, pairs: list[Row], model: PreTrainedModel) -> list[Row]:
     """Add ``rejected``, the model's own reply; pairs all of whose replies have no end are left out.
 
     Of several replies the one that is nearest in length to the chosen is taken: where the two differ in length, length
     is what is learned. The reply to a problem must be wrong.
     """
+    settings, tokenizer = stage.settings, stage.texts.tokenizer
     rollouts = sample(
         model,
         tokenizer,

@@ -22,7 +22,7 @@ from training.arguments import RecipeParser, setting
 from training.posttrain import Stage, end_processes
 from training.stage_settings import StageSettings
 from training.texts import Texts
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from trl import GRPOConfig, GRPOTrainer
 
 from geomcallbacks import GeometryMonitor, ProbeSet
@@ -54,12 +54,11 @@ def main(settings: RewardSettings, args: GRPOConfig) -> None:
     stage = Stage(settings, args)
     if stage.finished():
         return
-    tokenizer, model = stage.weights.tokenizer(), stage.weights.model()
-    verifier, texts = VERIFIERS[settings.verifier](), Texts(settings, stage.folder, tokenizer)
+    texts, model, verifier = stage.texts, stage.weights.model(), VERIFIERS[settings.verifier]()
     train, test, ood = problem_sets(settings, texts)
     if settings.verifier == "integer" and not all(row["answer"].lstrip("-").isdecimal() for row in to_problems(train)):
         raise SystemExit("--verifier integer: an answer of the data set is no integer; give --verifier math_verify")
-    general, rollouts = texts.general_probe(), Rollouts(stage, texts, verifier, tokenizer, test)
+    general, rollouts = texts.general_probe(), Rollouts(stage, verifier, test)
     measures = {**texts.losses(general), "rollouts": rollouts.score(test, settings.samples)}
     if ood:
         measures["rollouts_ood"] = rollouts.score(ood, settings.samples)
@@ -74,7 +73,7 @@ def main(settings: RewardSettings, args: GRPOConfig) -> None:
         args=args,
         reward_funcs=verifier.reward,
         train_dataset=Dataset.from_list(to_problems(train)),
-        processing_class=tokenizer,
+        processing_class=texts.tokenizer,
         peft_config=stage.weights.lora(),
         callbacks=stage.callbacks(probes, measures),
     )
@@ -103,9 +102,7 @@ class Rollouts:
     """What the start weights and the end weights write for the held-out problems: its worth and its geometry."""
 
     stage: Stage
-    texts: Texts
     verifier: Verifier
-    tokenizer: PreTrainedTokenizerBase
     test: list[Row]
 
     def __post_init__(self) -> None:
@@ -123,7 +120,7 @@ class Rollouts:
         return RolloutScore(
             [problem["prompt"] for problem in problems],
             lambda completion, index: float(self.verifier.right(completion, problems[index]["answer"])),
-            self.tokenizer,
+            self.stage.texts.tokenizer,
             answer=self.verifier.read,
             samples=samples,
             ks=ks if extensive else (1,),
@@ -147,9 +144,9 @@ class Rollouts:
             if not file.is_file():
                 prompts = [problem["prompt"] for problem in to_problems(self.test)]
                 samples = self.stage.settings.rollout_rows
-                found = sample(model, self.tokenizer, prompts, samples=samples, **self.sampling)
+                found = sample(model, self.stage.texts.tokenizer, prompts, samples=samples, **self.sampling)
                 scratch = file.with_suffix(".part")
-                self.texts.probe_of(found.token_ids).save(scratch)
+                self.stage.texts.probe_of(found.token_ids).save(scratch)
                 scratch.rename(file)
         return ProbeSet.load(file)
 

@@ -17,7 +17,6 @@ from text.data import to_pairs
 from training.arguments import RecipeParser
 from training.posttrain import Stage, end_processes
 from training.stage_settings import StageSettings
-from training.texts import Texts
 from trl import SFTConfig, SFTTrainer
 
 
@@ -31,15 +30,14 @@ def main(settings: StageSettings, args: SFTConfig) -> None:
     stage = Stage(settings, args)
     if stage.finished():
         return
-    tokenizer = stage.weights.tokenizer()
-    texts = Texts(settings, stage.folder, tokenizer)
+    texts = stage.texts
     pairs, general = to_pairs(texts.train_rows("sft")), texts.general_probe()
     losses = texts.losses(general)
     trainer = SFTTrainer(
         model=stage.weights.model(),
         args=args,
         train_dataset=Dataset.from_list(pairs),
-        processing_class=tokenizer,
+        processing_class=texts.tokenizer,
         peft_config=stage.weights.lora(),
         callbacks=stage.callbacks({"general": general, "task": texts.completion_probe(losses["id"].rows)}, losses),
     )

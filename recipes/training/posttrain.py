@@ -8,6 +8,7 @@ interrupted goes on from its last checkpoint.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -26,6 +27,7 @@ from geomcallbacks.hf import GeometryCallback
 from geomcallbacks.running.files import replace_file
 from training.run_folder import changed_settings, remove
 from training.stage_settings import FREE_ON_RESUME, StageSettings
+from training.texts import Texts
 from training.weights import Weights
 
 #: What a stage writes, and nothing else: the folder may hold files of the user's own.
@@ -64,6 +66,11 @@ class Stage:
             # TRL loads a reference model by the policy's name: without this, of another revision.
             args.model_init_kwargs = {**(args.model_init_kwargs or {}), "revision": settings.model_revision}
         self.weights = Weights(settings, args, self.folder)
+
+    @functools.cached_property
+    def texts(self) -> Texts:
+        """What the stage trains on, is tested on and is measured on."""
+        return Texts(self.settings, self.folder, self.weights.tokenizer())
 
     def _open(self) -> None:
         known = self.folder / "settings.json"

@@ -45,7 +45,7 @@ class Texts:
         """Return rows to train on: of ``--dataset``, else cut from a part of the corpus, and worked problems."""
         s = self.settings
         if s.dataset is not None:
-            return self.dataset_rows(s.dataset, s.dataset_split, s.train_rows)
+            return self._dataset_rows(s.dataset_split, s.train_rows)
         problems = problem_rows(s.worked_problems, (2, 3), held_out=False, seed=4)
         return write_rows(self.corpus.texts(part))[: s.train_rows] + problems
 
@@ -55,13 +55,12 @@ class Texts:
         if s.test_dataset is not None:
             return self.read_test(s.test_dataset, limit)
         if s.dataset is not None:
-            return self.dataset_rows(s.dataset, s.test_split, limit)
+            return self._dataset_rows(s.test_split, limit)
         return write_rows(self.corpus.texts("id_test"))[:limit]
 
-    def dataset_rows(self, name: str, split: str, limit: int | None) -> list[Row]:
-        """Read a split of ``--dataset``."""
+    def _dataset_rows(self, split: str, limit: int | None) -> list[Row]:
         s = self.settings
-        return read_rows(name, limit, s.dataset_config, s.dataset_revision, split)
+        return read_rows(str(s.dataset), limit, s.dataset_config, s.dataset_revision, split)
 
     def read_test(self, name: str, limit: int) -> list[Row]:
         """Read a data set that is for tests alone: local files have the split "train" alone."""
