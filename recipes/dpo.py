@@ -18,7 +18,7 @@ from text.arithmetic import read_answer
 from text.data import Row, to_pairs, to_preferences
 from training.arguments import RecipeParser, setting
 from training.posttrain import Stage, end_processes
-from training.stage_settings import StageSettings
+from training.settings import StageSettings
 from transformers import PreTrainedModel
 from trl import DPOConfig, DPOTrainer
 

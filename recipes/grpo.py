@@ -20,7 +20,7 @@ from judging.rewards import VERIFIERS, Verifier
 from text.data import Row, problem_rows, to_pairs, to_problems
 from training.arguments import RecipeParser, setting
 from training.posttrain import Stage, end_processes
-from training.stage_settings import StageSettings
+from training.settings import StageSettings
 from training.texts import Texts
 from transformers import PreTrainedModel
 from trl import GRPOConfig, GRPOTrainer

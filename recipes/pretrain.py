@@ -32,8 +32,8 @@ from text.corpus import Corpus, dataset_corpus, offline_corpus
 from text.tokens import packed_rows, probe_rows, train_tokenizer
 from training.arguments import RecipeParser, setting
 from training.language_model import GeometryBar, LanguageModel, SaveModel
-from training.probe_settings import ProbeSettings
 from training.run_folder import RunFolder
+from training.settings import ProbeSettings
 from training.shapes import build_model
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar

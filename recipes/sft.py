@@ -16,7 +16,7 @@ from datasets import Dataset
 from text.data import to_pairs
 from training.arguments import RecipeParser
 from training.posttrain import Stage, end_processes
-from training.stage_settings import StageSettings
+from training.settings import StageSettings
 from trl import SFTConfig, SFTTrainer
 
 

@@ -26,7 +26,7 @@ from geomcallbacks.behaviour.hf import BehaviourCallback
 from geomcallbacks.hf import GeometryCallback
 from geomcallbacks.running.files import replace_file
 from training.run_folder import changed_settings, remove
-from training.stage_settings import FREE_ON_RESUME, StageSettings
+from training.settings import FREE_ON_RESUME, StageSettings
 from training.texts import Texts
 from training.weights import Weights
 

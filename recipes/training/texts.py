@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from geomcallbacks import ProbeSet
 from geomcallbacks.behaviour import CompletionLoss, Completions
-from training.stage_settings import StageSettings
+from training.settings import StageSettings
 
 
 class Texts:

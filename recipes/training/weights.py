@@ -16,7 +16,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from training.stage_settings import StageSettings
+from training.settings import StageSettings
 
 
 class Weights:

@@ -15,7 +15,7 @@ from hostile import refused, survive
 from judging.rewards import VERIFIERS, math_verifier
 from text.data import to_pairs, to_preferences, to_problems
 from training.arguments import RecipeParser
-from training.stage_settings import StageSettings
+from training.settings import StageSettings
 
 pytestmark = pytest.mark.fault
 SIZES = pytest.mark.parametrize("count", [200, pytest.param(5_000, marks=pytest.mark.slow)])

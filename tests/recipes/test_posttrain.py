@@ -14,7 +14,7 @@ import torch
 from text import corpus
 from text.arithmetic import arithmetic_texts
 from text.data import describe_rows, to_pairs, write_rows
-from training.stage_settings import StageSettings
+from training.settings import StageSettings
 from training.texts import Texts
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
