@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Literal
+from typing import Any, Literal
 
 from accelerate import PartialState
 from datasets import Dataset
@@ -97,7 +97,7 @@ def problem_sets(settings: RewardSettings, texts: Texts) -> tuple[list[Row], lis
     return train, test, problem_rows(s.test_problems, (s.ood_terms,), held_out=True, seed=3)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Rollouts:
     """What the start weights and the end weights write for the held-out problems: its worth and its geometry."""
 
@@ -105,13 +105,11 @@ class Rollouts:
     verifier: Verifier
     test: list[Row]
 
-    def __post_init__(self) -> None:
-        settings, args = self.stage.settings, self.stage.args
-        self.sampling = {
-            "max_new_tokens": args.max_completion_length,
-            "temperature": args.temperature,
-            "batch_size": settings.rollout_batch,
-        }
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """How rollouts are drawn: as the training draws them."""
+        args, batch_size = self.stage.args, self.stage.settings.rollout_batch
+        return dict(max_new_tokens=args.max_completion_length, temperature=args.temperature, batch_size=batch_size)
 
     def score(self, rows: list[Row], samples: int, extensive: bool = False) -> RolloutScore:
         """Return what samples rollouts of problems and judges them; ``extensive`` adds pass@k and self-BLEU."""

@@ -61,6 +61,10 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def write_texts(folder: Path) -> Path:
     """A data set of modules of documented functions."""
     return write_jsonl(folder / "texts.jsonl", [{"text": module_text(seed)} for seed in range(150)])

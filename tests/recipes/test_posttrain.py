@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import grpo
 import micro
@@ -37,10 +36,6 @@ PROBES = {"sft": ["general", "task"], "dpo": ["general", "task"], "grpo": ["gene
 
 def measured(folder: Path, file: str = "geometry.jsonl") -> list[GeometryRecord]:
     return read_records(folder / file)
-
-
-def lines_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -93,7 +88,7 @@ def test_rows_come_from_the_parts_that_were_split_for_them(chain: dict[str, Path
     write = {part: to_pairs(write_rows(parts.texts(part))) for part in ("sft", "preference", "id_test")}
     assert json.loads((chain["sft"] / "finished.json").read_text())["train_rows"] == len(write["sft"])
     for file, part in (("pairs_train.jsonl", "preference"), ("pairs_test.jsonl", "id_test")):
-        prompts = {row["prompt"] for row in lines_of(chain["dpo"] / file)}
+        prompts = {row["prompt"] for row in micro.lines_of(chain["dpo"] / file)}
         assert prompts
         assert prompts <= {row["prompt"] for row in write[part]}
     tests = {"id": write["id_test"], "ood": to_pairs(describe_rows(parts.texts("ood_test")))}
@@ -102,7 +97,7 @@ def test_rows_come_from_the_parts_that_were_split_for_them(chain: dict[str, Path
         pairs = [[row[key] for row in rows[:12]] for key in ("prompt", "completion")]
         expected = CompletionLoss(Completions.from_texts(*pairs, tokenizer, max_length=112)).fingerprint
         for stage in RECIPES:
-            measures = lines_of(chain[stage] / "behaviour.jsonl")[0]["measures"]
+            measures = micro.lines_of(chain[stage] / "behaviour.jsonl")[0]["measures"]
             assert measures[name]["fingerprint"] == expected != measures["general"]["fingerprint"]
 
 
@@ -134,7 +129,7 @@ def test_dpo_prefers_the_library_to_the_samples(chain: dict[str, Path]) -> None:
     # Against its own start weights a model has no preference yet: that is what the reference must be.
     assert (first["preference/reward_accuracy"], first["preference/reward_margin"]) == (0.5, 0.0)
     assert last["preference/reward_margin"] > 1
-    assert all(pair["chosen"] != pair["rejected"] for pair in lines_of(chain["dpo"] / "pairs_train.jsonl"))
+    assert all(pair["chosen"] != pair["rejected"] for pair in micro.lines_of(chain["dpo"] / "pairs_train.jsonl"))
 
 
 def test_grpo_judges_many_rollouts_before_and_after(chain: dict[str, Path]) -> None:

@@ -32,10 +32,6 @@ def curve(folder: Path, file: str) -> list[dict[str, Any]]:
     return [{key: value for key, value in record.items() if "seconds" not in key} for record in measured(folder, file)]
 
 
-def lines_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def state_of(folder: Path) -> dict[str, tuple[int, int]]:
     """Every file below a folder with its size and the time of its last change."""
     files = (path for path in folder.rglob("*") if path.is_file())
@@ -104,7 +100,7 @@ def test_an_interrupted_stage_ends_where_the_uninterrupted_one_does(
     (folder / "checkpoint-3").mkdir()  # torn: a kill came before its trainer_state.json
     (folder / "checkpoint-3" / "model.safetensors").touch()
     micro.run(recipe, folder, **settings)
-    headers = [line for line in lines_of(folder / "geometry.jsonl") if line["kind"] == "header"]
+    headers = [line for line in micro.lines_of(folder / "geometry.jsonl") if line["kind"] == "header"]
     assert headers[-1]["resumed_from"] == 2
     assert_equal(folder, whole, recipe)
 
