@@ -15,11 +15,11 @@ import json
 from accelerate import PartialState
 from datasets import Dataset
 from text.arithmetic import read_answer
-from text.data import Row, to_pairs, to_preferences, write_rows
+from text.data import Row, to_pairs, to_preferences
 from training.arguments import RecipeParser, setting
-from training.posttrain import Stage, end_processes, write_whole
-from training.stage_settings import StageSettings
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from training.posttrain import Stage, end_processes
+from training.settings import StageSettings
+from transformers import PreTrainedModel
 from trl import DPOConfig, DPOTrainer
 
 from geomcallbacks.behaviour import PreferenceScore, sample
@@ -36,65 +36,63 @@ class PreferenceSettings(StageSettings):
 
 
 def make_parser() -> RecipeParser:
-    """Returns the parser of the command line."""
+    """Return the parser of the command line."""
     return RecipeParser(PreferenceSettings, DPOConfig, description=__doc__.split("\n")[0])
 
 
 def main(settings: PreferenceSettings, args: DPOConfig) -> None:
-    """Samples the rejected replies where there are none, optimises, and measures."""
+    """Sample the rejected replies where there are none, optimise, and measure."""
     stage = Stage(settings, args)
-    if stage.finished:
-        print(f"{stage.folder}: finished already; --overwrite True runs it again")
+    if stage.finished():
         return
-    tokenizer, model = stage.tokenizer(), stage.model()
-    train = to_preferences(preference_rows(stage, model, tokenizer, "train"))
-    test = to_preferences(preference_rows(stage, model, tokenizer, "test"))
-    chosen, rejected = (stage.completions(test, tokenizer, key) for key in ("chosen", "rejected"))
-    losses = stage.losses(tokenizer, general := stage.general_probe(tokenizer))
-    score = PreferenceScore(chosen, rejected, batch_size=settings.test_batch, reference=model)
-    probes = {"general": general, "task": stage.completion_probe(chosen, tokenizer.eos_token_id)}
+    texts, model = stage.texts, stage.weights.model()
+    train = preferences(stage, "train", texts.train_rows("preference"), model)
+    test = preferences(stage, "test", texts.test_rows(), model)
+    chosen, rejected = texts.completions(test, "chosen"), texts.completions(test, "rejected")
+    general = texts.general_probe()
+    measures = {
+        **texts.losses(general),
+        "preference": PreferenceScore(chosen, rejected, batch_size=settings.test_batch, reference=model),
+    }
     trainer = DPOTrainer(
         model=model,
         args=args,
         train_dataset=Dataset.from_list(train),
-        processing_class=tokenizer,
-        peft_config=stage.lora(),
-        callbacks=stage.callbacks(probes, {**losses, "preference": score}),
+        processing_class=texts.tokenizer,
+        peft_config=stage.weights.lora(),
+        callbacks=stage.callbacks({"general": general, "task": texts.completion_probe(chosen)}, measures),
     )
     stage.train(trainer)
     stage.finish(train_rows=len(train), test_rows=len(test))
 
 
-def preference_rows(stage: Stage, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, part: str) -> list[Row]:
-    """Returns rows with ``chosen`` and ``rejected``: those of the data set, or replies sampled once and kept."""
-    rows = stage.train_rows("preference", write_rows) if part == "train" else stage.test_rows(write_rows)
-    if rows and "rejected" in rows[0]:
-        return rows
-    file = stage.folder / f"pairs_{part}.jsonl"
-    with PartialState().main_process_first():
-        if not file.is_file():
-            found = sample_rejected(stage, model, tokenizer, rows)
-            write_whole(file, "".join(json.dumps(row) + "\n" for row in found))
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+def preferences(stage: Stage, part: str, rows: list[Row], model: PreTrainedModel) -> list[Row]:
+    """Return prompts with ``chosen`` and ``rejected``: as the rows hold them, or with replies sampled once and kept."""
+    if rows and "rejected" not in rows[0]:
+        file = stage.folder / f"pairs_{part}.jsonl"
+        with PartialState().main_process_first():
+            if not file.is_file():
+                found = sample_rejected(stage, to_pairs(rows), model)
+                stage.write(file.name, "".join(json.dumps(row) + "\n" for row in found))
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return to_preferences(rows)
 
 
-def sample_rejected(
-    stage: Stage, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[Row]
-) -> list[Row]:
-    """Adds ``rejected``, the model's own reply; rows all of whose replies have no end are left out.
+def sample_rejected(stage: Stage, pairs: list[Row], model: PreTrainedModel) -> list[Row]:
+    """Add ``rejected``, the model's own reply; pairs all of whose replies have no end are left out.
 
     Of several replies the one that is nearest in length to the chosen is taken: where the two differ in length, length
     is what is learned. The reply to a problem must be wrong.
     """
-    s, pairs = stage.settings, to_pairs(rows)
+    settings, tokenizer = stage.settings, stage.texts.tokenizer
     rollouts = sample(
         model,
         tokenizer,
         [pair["prompt"] for pair in pairs],
-        samples=s.samples,
-        max_new_tokens=s.sampled_tokens,
-        temperature=s.samples_temperature,
-        seed=s.samples_seed,
+        samples=settings.samples,
+        max_new_tokens=settings.sampled_tokens,
+        temperature=settings.samples_temperature,
+        seed=settings.samples_seed,
     )
     found = []
     for pair, replies in zip(pairs, rollouts.completions, strict=True):
@@ -102,7 +100,7 @@ def sample_rejected(
         usable = [
             (abs(length - wanted), index)
             for index, (reply, length) in enumerate(zip(replies, lengths, strict=True))
-            if length < s.sampled_tokens and not _as_good(reply, pair["completion"])
+            if length < settings.sampled_tokens and not _as_good(reply, pair["completion"])
         ]
         if usable:
             rejected = replies[min(usable)[1]]

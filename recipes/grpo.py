@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Literal
+from typing import Any, Literal
 
 from accelerate import PartialState
 from datasets import Dataset
 from judging.rewards import VERIFIERS, Verifier
-from text.data import Row, problem_rows, read_rows, to_pairs, to_problems
+from text.data import Row, problem_rows, to_pairs, to_problems
 from training.arguments import RecipeParser, setting
-from training.posttrain import Stage, end_processes, write_whole
-from training.stage_settings import StageSettings
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from training.posttrain import Stage, end_processes
+from training.settings import StageSettings
+from training.texts import Texts
+from transformers import PreTrainedModel
 from trl import GRPOConfig, GRPOTrainer
 
 from geomcallbacks import GeometryMonitor, ProbeSet
@@ -44,56 +45,51 @@ class RewardSettings(StageSettings):
 
 
 def make_parser() -> RecipeParser:
-    """Returns the parser of the command line."""
+    """Return the parser of the command line."""
     return RecipeParser(RewardSettings, GRPOConfig, description=__doc__.split("\n")[0])
 
 
 def main(settings: RewardSettings, args: GRPOConfig) -> None:
-    """Optimises the reward, and measures."""
+    """Optimise the reward, and measure."""
     stage = Stage(settings, args)
-    if stage.finished:
-        print(f"{stage.folder}: finished already; --overwrite True runs it again")
+    if stage.finished():
         return
-    tokenizer, model = stage.tokenizer(), stage.model()
-    verifier = VERIFIERS[settings.verifier]()
-    train, test, ood = problem_sets(stage)
+    texts, model, verifier = stage.texts, stage.weights.model(), VERIFIERS[settings.verifier]()
+    train, test, ood = problem_sets(settings, texts)
     if settings.verifier == "integer" and not all(row["answer"].lstrip("-").isdecimal() for row in to_problems(train)):
         raise SystemExit("--verifier integer: an answer of the data set is no integer; give --verifier math_verify")
-    losses = stage.losses(tokenizer, general := stage.general_probe(tokenizer))
-    sets = {"rollouts": test} | ({"rollouts_ood": ood} if ood else {})
-    along = {name: score(stage, rows, verifier, tokenizer, settings.samples) for name, rows in sets.items()}
-    prompts = [row["prompt"] for row in to_problems(test)]
+    general, rollouts = texts.general_probe(), Rollouts(stage, verifier, test)
+    measures = {**texts.losses(general), "rollouts": rollouts.score(test, settings.samples)}
+    if ood:
+        measures["rollouts_ood"] = rollouts.score(ood, settings.samples)
     probes = {
         "general": general,
-        "task": stage.completion_probe(stage.completions(to_pairs(test), tokenizer), tokenizer.eos_token_id),
-        "rollouts": rollout_probe(stage, "start", model, tokenizer, prompts),
+        "task": texts.completion_probe(texts.completions(to_pairs(test))),
+        "rollouts": rollouts.probe("start", model),
     }
-    many = score(stage, test, verifier, tokenizer, settings.many_samples, extensive=True)
-    judge(stage, "start", many, model)
+    rollouts.judge("start", model)
     trainer = GRPOTrainer(
         model=model,
         args=args,
         reward_funcs=verifier.reward,
         train_dataset=Dataset.from_list(to_problems(train)),
-        processing_class=tokenizer,
-        peft_config=stage.lora(),
-        callbacks=stage.callbacks(probes, {**losses, **along}),
+        processing_class=texts.tokenizer,
+        peft_config=stage.weights.lora(),
+        callbacks=stage.callbacks(probes, measures),
     )
     stage.train(trainer)
-    trained = stage.trained()
-    judge(stage, "end", many, trained)
-    cross(stage, trained, tokenizer, prompts, trainer.state.global_step)
+    trained = stage.weights.load(stage.folder / "model")  # free of the trainer's autocast, as the start weights are
+    rollouts.judge("end", trained)
+    rollouts.cross(stage.weights.model(), trained, trainer.state.global_step)
     stage.finish(train_rows=len(train))
 
 
-def problem_sets(stage: Stage) -> tuple[list[Row], list[Row], list[Row]]:
-    """Returns problems to train on, held-out ones of the same kind, and longer ones, all in the columns of GSM8K."""
-    s = stage.settings
+def problem_sets(settings: RewardSettings, texts: Texts) -> tuple[list[Row], list[Row], list[Row]]:
+    """Return problems to train on, held-out ones of the same kind, and longer ones, all in the columns of GSM8K."""
+    s = settings
     if s.dataset is not None:
-        ood = []
-        if s.ood_problems is not None:
-            ood = read_rows(s.ood_problems, None, None, stage.split_of(s.ood_problems), s.test_problems)
-        return stage.train_rows("", lambda _: []), stage.test_rows(lambda _: [], s.test_problems), ood
+        ood = [] if s.ood_problems is None else texts.read_test(s.ood_problems, s.test_problems)
+        return texts.train_rows(""), texts.test_rows(s.test_problems), ood
     if s.ood_problems is not None or s.test_dataset is not None:
         raise SystemExit("--ood_problems and --test_dataset go with --dataset: without it problems are generated")
     train = problem_rows(s.problems, (2, 3), held_out=False, seed=1)
@@ -101,79 +97,68 @@ def problem_sets(stage: Stage) -> tuple[list[Row], list[Row], list[Row]]:
     return train, test, problem_rows(s.test_problems, (s.ood_terms,), held_out=True, seed=3)
 
 
-def score(
-    stage: Stage,
-    rows: list[Row],
-    verifier: Verifier,
-    tokenizer: PreTrainedTokenizerBase,
-    samples: int,
-    extensive: bool = False,
-) -> RolloutScore:
-    """Returns what samples rollouts of the problems and judges them; ``extensive`` adds pass@k and self-BLEU."""
-    problems = to_problems(rows)
-    ks = [2**i for i in range(samples.bit_length()) if 2**i <= samples]
-    return RolloutScore(
-        [problem["prompt"] for problem in problems],
-        lambda completion, index: float(verifier.right(completion, problems[index]["answer"])),
-        tokenizer,
-        answer=verifier.read,
-        samples=samples,
-        max_new_tokens=stage.args.max_completion_length,
-        temperature=stage.args.temperature,
-        batch_size=stage.settings.rollout_batch,
-        ks=ks if extensive else (1,),
-        self_bleu_samples=min(8, samples) if extensive and samples > 1 else 0,
-    )
+@dataclasses.dataclass(frozen=True)
+class Rollouts:
+    """What the start weights and the end weights write for the held-out problems: its worth and its geometry."""
 
+    stage: Stage
+    verifier: Verifier
+    test: list[Row]
 
-def rollout_probe(
-    stage: Stage, when: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str]
-) -> ProbeSet:
-    """Returns a probe of the model's own rollouts of the held-out prompts, prompts included; sampled once and kept."""
-    file = stage.folder / f"{when}_rollouts.safetensors"
-    with PartialState().main_process_first():
-        if not file.is_file():
-            rollouts = sample(
-                model,
-                tokenizer,
-                prompts,
-                samples=stage.settings.rollout_rows,
-                max_new_tokens=stage.args.max_completion_length,
-                temperature=stage.args.temperature,
-                batch_size=stage.settings.rollout_batch,
-            )
-            scratch = file.with_suffix(".part")
-            stage.probe_of(rollouts.token_ids).save(scratch)
-            scratch.rename(file)
-    return ProbeSet.load(file)
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """How rollouts are drawn: as the training draws them."""
+        args, batch_size = self.stage.args, self.stage.settings.rollout_batch
+        return dict(max_new_tokens=args.max_completion_length, temperature=args.temperature, batch_size=batch_size)
 
+    def score(self, rows: list[Row], samples: int, extensive: bool = False) -> RolloutScore:
+        """Return what samples rollouts of problems and judges them; ``extensive`` adds pass@k and self-BLEU."""
+        problems = to_problems(rows)
+        ks = [2**i for i in range(samples.bit_length()) if 2**i <= samples]
+        return RolloutScore(
+            [problem["prompt"] for problem in problems],
+            lambda completion, index: float(self.verifier.right(completion, problems[index]["answer"])),
+            self.stage.texts.tokenizer,
+            answer=self.verifier.read,
+            samples=samples,
+            ks=ks if extensive else (1,),
+            self_bleu_samples=min(8, samples) if extensive and samples > 1 else 0,
+            **self.sampling,
+        )
 
-def judge(stage: Stage, when: str, many: RolloutScore, model: PreTrainedModel) -> None:
-    """Adds what many samples say of the start or of the end to rollouts.json, unless it is there already."""
-    file = stage.folder / "rollouts.json"
-    with PartialState().main_process_first():
-        found = json.loads(file.read_text()) if file.is_file() else {}
-        if when not in found:
-            write_whole(file, json.dumps({**found, when: many(model)}, indent=1))
+    def judge(self, when: str, model: PreTrainedModel) -> None:
+        """Add what many samples say of the start or of the end to rollouts.json, unless it is there already."""
+        file = self.stage.folder / "rollouts.json"
+        with PartialState().main_process_first():
+            found = json.loads(file.read_text()) if file.is_file() else {}
+            if when not in found:
+                found[when] = self.score(self.test, self.stage.settings.many_samples, extensive=True)(model)
+                self.stage.write(file.name, json.dumps(found, indent=1))
 
+    def probe(self, when: str, model: PreTrainedModel) -> ProbeSet:
+        """Return a probe of rollouts of the held-out prompts, prompts included; sampled once and kept."""
+        file = self.stage.folder / f"{when}_rollouts.safetensors"
+        with PartialState().main_process_first():
+            if not file.is_file():
+                prompts = [problem["prompt"] for problem in to_problems(self.test)]
+                samples = self.stage.settings.rollout_rows
+                found = sample(model, self.stage.texts.tokenizer, prompts, samples=samples, **self.sampling)
+                scratch = file.with_suffix(".part")
+                self.stage.texts.probe_of(found.token_ids).save(scratch)
+                scratch.rename(file)
+        return ProbeSet.load(file)
 
-def cross(
-    stage: Stage, trained: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], updates: int
-) -> None:
-    """Writes crossed.jsonl: {start, end} weights x {start, end} rollouts; update 0 stands for the start weights."""
-    start = stage.model()
-    probes = {
-        "start_rollouts": rollout_probe(stage, "start", start, tokenizer, prompts),
-        "end_rollouts": rollout_probe(stage, "end", trained, tokenizer, prompts),
-    }
-    if PartialState().is_main_process:  # alone: the file must not go once the first process has begun it anew
-        (stage.folder / "crossed.jsonl").unlink(missing_ok=True)
-    monitor = GeometryMonitor(
-        probes, path=stage.folder / "crossed.jsonl", from_scratch=False, **stage.settings.geometry_settings()
-    )
-    monitor.measure(start, 0)
-    monitor.measure(trained, updates)
-    monitor.close()
+    def cross(self, start: PreTrainedModel, trained: PreTrainedModel, updates: int) -> None:
+        """Write crossed.jsonl: {start, end} weights x {start, end} rollouts; update 0 stands for the start weights."""
+        probes = {"start_rollouts": self.probe("start", start), "end_rollouts": self.probe("end", trained)}
+        file = self.stage.folder / "crossed.jsonl"
+        if PartialState().is_main_process:  # alone: the file must not go once the first process has begun it anew
+            file.unlink(missing_ok=True)
+        read = self.stage.settings.geometry_settings()
+        monitor = GeometryMonitor(probes, path=file, from_scratch=False, **read)
+        monitor.measure(start, 0)
+        monitor.measure(trained, updates)
+        monitor.close()
 
 
 if __name__ == "__main__":

@@ -31,8 +31,8 @@ from text.corpus import Corpus, dataset_corpus, offline_corpus
 from text.tokens import packed_rows, probe_rows, train_tokenizer
 from training.arguments import RecipeParser, setting
 from training.language_model import GeometryBar, LanguageModel, SaveModel
-from training.probe_settings import ProbeSettings
 from training.run_folder import RunFolder
+from training.settings import ProbeSettings
 from training.shapes import build_model
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
@@ -96,12 +96,12 @@ class PretrainSettings(BehaviourSettings, ProbeSettings):
 
 
 def make_parser() -> RecipeParser:
-    """Returns the parser of the command line."""
+    """Return the parser of the command line."""
     return RecipeParser(PretrainSettings, description=__doc__.split("\n")[0])
 
 
 def main(settings: PretrainSettings) -> None:
-    """Pretrains, measures, and draws the figure."""
+    """Pretrain, measure, and draw the figure."""
     disable_progress_bar()  # of the checkpoints' writing, which would break the one of the training
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # hardware, tips
     # Lightning 2.6 uses what torch 2.13 deprecates: nothing that the reader of this output can change.
@@ -114,7 +114,7 @@ def main(settings: PretrainSettings) -> None:
     if first_rank and not settings.resume:
         folder.refuse_run(settings)
 
-    corpus = folder.corpus() if settings.resume else read_corpus(settings)
+    corpus = Corpus.load(folder.path / "corpus") if settings.resume else read_corpus(settings)
     tokenizer = read_tokenizer(settings, corpus)
     rows_nt = packed_rows(corpus.texts("pretrain"), tokenizer, settings.seq_length + 1)
     held_out = probe_rows(corpus.texts("probe"), tokenizer, settings.probe_rows, settings.probe_length)
@@ -153,7 +153,7 @@ def main(settings: PretrainSettings) -> None:
 
 
 def make_trainer(settings: PretrainSettings, folder: RunFolder, start: int, callbacks: list[L.Callback]) -> L.Trainer:
-    """Returns a Trainer that logs loss and geometry, clips, and keeps one checkpoint to resume from."""
+    """Return a Trainer that logs loss and geometry, clips, and keeps one checkpoint to resume from."""
     loggers: list[Logger] = [CSVLogger(folder.path, name="loss", version=f"from_{start:06d}")]
     mode = os.environ.get("WANDB_MODE", "offline") if settings.wandb == "auto" else settings.wandb
     if mode != "disabled":
@@ -189,22 +189,15 @@ def make_trainer(settings: PretrainSettings, folder: RunFolder, start: int, call
 
 
 def read_corpus(settings: PretrainSettings) -> Corpus:
-    """Returns the standard library, or what ``--dataset`` names."""
+    """Return the standard library, or what ``--dataset`` names."""
     if settings.dataset is None:
         return offline_corpus(arithmetic_share=settings.arithmetic_share)
-    return dataset_corpus(
-        settings.dataset,
-        config=settings.dataset_config,
-        revision=settings.dataset_revision,
-        split=settings.dataset_split,
-        text_column=settings.text_column,
-        max_documents=settings.max_documents,
-        streaming=settings.streaming,
-    )
+    where = (settings.dataset, settings.dataset_config, settings.dataset_revision, settings.dataset_split)
+    return dataset_corpus(*where, settings.text_column, settings.max_documents, settings.streaming)
 
 
 def read_tokenizer(settings: PretrainSettings, corpus: Corpus) -> PreTrainedTokenizerBase:
-    """Returns the tokenizer that ``--tokenizer`` names, or one trained on the pretraining part."""
+    """Return the tokenizer that ``--tokenizer`` names, or one trained on the pretraining part."""
     if settings.tokenizer is None:
         return train_tokenizer(corpus.texts("pretrain"), settings.vocab_size)
     return AutoTokenizer.from_pretrained(settings.tokenizer, trust_remote_code=False)

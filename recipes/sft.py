@@ -13,35 +13,33 @@ model on hub data, or on local files in the same columns::
 from __future__ import annotations
 
 from datasets import Dataset
-from text.data import to_pairs, write_rows
+from text.data import to_pairs
 from training.arguments import RecipeParser
 from training.posttrain import Stage, end_processes
-from training.stage_settings import StageSettings
+from training.settings import StageSettings
 from trl import SFTConfig, SFTTrainer
 
 
 def make_parser() -> RecipeParser:
-    """Returns the parser of the command line."""
+    """Return the parser of the command line."""
     return RecipeParser(StageSettings, SFTConfig, description=__doc__.split("\n")[0])
 
 
 def main(settings: StageSettings, args: SFTConfig) -> None:
-    """Fine-tunes on completions alone, and measures."""
+    """Fine-tune on completions alone, and measure."""
     stage = Stage(settings, args)
-    if stage.finished:
-        print(f"{stage.folder}: finished already; --overwrite True runs it again")
+    if stage.finished():
         return
-    tokenizer = stage.tokenizer()
-    pairs = to_pairs(stage.train_rows("sft", write_rows))
-    losses = stage.losses(tokenizer, general := stage.general_probe(tokenizer))
-    probes = {"general": general, "task": stage.completion_probe(losses["id"].rows, tokenizer.eos_token_id)}
+    texts = stage.texts
+    pairs, general = to_pairs(texts.train_rows("sft")), texts.general_probe()
+    losses = texts.losses(general)
     trainer = SFTTrainer(
-        model=stage.model(),
+        model=stage.weights.model(),
         args=args,
         train_dataset=Dataset.from_list(pairs),
-        processing_class=tokenizer,
-        peft_config=stage.lora(),
-        callbacks=stage.callbacks(probes, losses),
+        processing_class=texts.tokenizer,
+        peft_config=stage.weights.lora(),
+        callbacks=stage.callbacks({"general": general, "task": texts.completion_probe(losses["id"].rows)}, losses),
     )
     stage.train(trainer)
     stage.finish(train_rows=len(pairs))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from judging.rewards import Verifier
 from pretrain import PretrainSettings
 from pretrain import main as pretrain
 from transformers import AutoModelForCausalLM
+
+from geomcallbacks import ProbeSet
 
 MODULES = {"sft": sft, "dpo": dpo, "grpo": grpo}
 WORDS = ["alpha", "beta", "gamma", "delta", "value", "name", "key", "total", "count", "index"]
@@ -58,23 +61,29 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def write_library(folder: Path, modules: int = 150) -> Path:
-    """A folder of Python files, to stand for the standard library."""
-    folder.mkdir()
-    for seed in range(modules):
-        (folder / f"module_{seed:03d}.py").write_text(module_text(seed))
-    return folder
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def write_texts(folder: Path) -> Path:
+    """A data set of modules of documented functions."""
+    return write_jsonl(folder / "texts.jsonl", [{"text": module_text(seed)} for seed in range(150)])
+
+
+def pretraining(folder: Path, texts: Path, **changed: Any) -> PretrainSettings:
+    """Settings of a pretraining run of a second."""
+    values: dict[str, Any] = {
+        "output_dir": str(folder), "dataset": str(texts), "vocab_size": 300, "hidden_size": 16, "layers": 1,
+        "updates": 12, "batch_size": 4, "seq_length": 16, "warmup": 4, "threads": 1, "log_every": 1, "probe_rows": 24,
+        "probe_length": 24, "positions": "4", "alpha_first": 2, "alpha_last": 12, "accelerator": "cpu",
+        "wandb": "disabled",
+    }  # fmt: skip
+    return PretrainSettings(**(values | changed))
 
 
 def make_base(folder: Path) -> Path:
-    """Pretrains a base on modules of documented functions; its run folder."""
-    texts = write_jsonl(folder / "texts.jsonl", [{"text": module_text(seed)} for seed in range(150)])
-    settings = PretrainSettings(
-        output_dir=str(folder / "base"), dataset=str(texts), vocab_size=300, hidden_size=16, layers=1, updates=12,
-        batch_size=4, seq_length=128, warmup=4, threads=1, probe_rows=24, probe_length=24, positions="4",
-        alpha_first=2, alpha_last=12, accelerator="cpu", wandb="disabled", checkpoints="last",
-    )  # fmt: skip
-    pretrain(settings)
+    """Pretrains a base; its run folder."""
+    pretrain(pretraining(folder / "base", write_texts(folder), seq_length=128, log_every=10, checkpoints="last"))
     return folder / "base"
 
 
@@ -97,3 +106,22 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def start_of(chain: dict[str, Path], recipe: str) -> dict[str, Path | None]:
+    """The settings that name where a stage of the chain pretrain → SFT → DPO → GRPO starts."""
+    return {"base": chain["base"], "model": chain.get({"dpo": "sft", "grpo": "dpo"}.get(recipe, ""))}
+
+
+def start_weights(chain: dict[str, Path], recipe: str) -> dict[str, torch.Tensor]:
+    model = start_of(chain, recipe)["model"]
+    return weights(model / "model" if model else chain["base"] / "checkpoints" / "step-000012")
+
+
+def trace_of(model: Path, probe: Path) -> float:
+    """Trace of the centred covariance of a model's last states at four positions of each row of a probe."""
+    ids_nt = ProbeSet.load(probe).input_ids_nt
+    chosen = torch.tensor([math.ceil(ids_nt.shape[1] * j / 4) - 1 for j in range(1, 5)])
+    with torch.no_grad():
+        hidden_ntd = AutoModelForCausalLM.from_pretrained(model).eval().base_model(ids_nt).last_hidden_state
+    return hidden_ntd[:, chosen].flatten(0, 1).double().var(0).sum().item()

@@ -20,15 +20,15 @@ HALF = {"dpo": {"per_device_train_batch_size": 2}, "grpo": {"per_device_train_ba
 
 def main(base: Path, folder: Path) -> None:
     grpo.VERIFIERS["integer"] = lambda: micro.EVEN_LENGTH
-    rollout_probe = grpo.rollout_probe
+    probe = grpo.Rollouts.probe
 
     def late(*given: Any) -> Any:
         """The second process may be behind the first by any time."""
-        found = rollout_probe(*given)
+        found = probe(*given)
         time.sleep(0.5 * PartialState().process_index)
         return found
 
-    grpo.rollout_probe = late
+    grpo.Rollouts.probe = late
     for recipe, half in HALF.items():
         micro.run(recipe, folder / recipe, base=base, **half)
 

@@ -28,6 +28,8 @@ FAR_COUNT, FAR_LETTERS, FAR_TOKENS = 2, 4, 8
 """Far: names that came at most so often in the pretraining text, of so many letters or more, tokens or fewer."""
 
 Tokens = tuple[int, ...]
+Options = Callable[[Place, int], list[Tokens] | None]
+"""(Place of the answer, options that rank above it) -> wrong options, or None where there are too few."""
 
 
 class PretrainingCounts:
@@ -39,28 +41,28 @@ class PretrainingCounts:
     """
 
     def __init__(self, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
         documents = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         self.ngrams = NgramCounts(documents, NEAR_CONTEXT + 1)
         self.words = Counter(word for text in texts for word in WORD.findall(text))
         self._seen = {_hash(text) for text in texts}
 
-    def refuse_seen(self, texts: Sequence[str]) -> None:
-        """Raises ``ValueError`` where a text is one of the pretraining text."""
+    def tokenise(self, texts: Sequence[str]) -> list[TokenisedText]:
+        """Tokenise held-out texts.
+
+        Raises:
+            ValueError: One of them is also in the pretraining text.
+        """
         for index, text in enumerate(texts):
             if _hash(text) in self._seen:
                 raise ValueError(f"texts[{index}] is also in the pretraining text; give held-out documents only")
+        return tokenise(texts, self.tokenizer)
 
 
 def near_cloze(
-    texts: Sequence[str],
-    tokenizer: PreTrainedTokenizerBase,
-    counts: PretrainingCounts,
-    *,
-    rows: int = 400,
-    seq_length: int = 128,
-    seed: int = 0,
+    texts: Sequence[str], counts: PretrainingCounts, *, rows: int = 400, seq_length: int = 128, seed: int = 0
 ) -> Choices:
-    """Cuts questions whose answer, a token of letters (a word or a piece of one), the last three tokens give away.
+    """Cut questions whose answer, a token of letters (a word or a piece of one), the last three tokens give away.
 
     These three came 20 times or more in the pretraining text, and in 80 % of cases or more before the answer. The
     wrong options are tokens of letters too, with a space in front where the answer has one, and next to it in
@@ -69,8 +71,7 @@ def near_cloze(
 
     Args:
         texts: Held-out documents.
-        tokenizer: The model's; its own.
-        counts: Of the pretraining text.
+        counts: Of the pretraining text, in the tokens of the model.
         rows: Questions.
         seq_length: Most tokens of prompt and option.
         seed: Of every draw.
@@ -78,25 +79,23 @@ def near_cloze(
     Raises:
         ValueError: There are too few such places, or a text is also in the pretraining text.
     """
-    counts.refuse_seen(texts)
-    documents = tokenise(texts, tokenizer)
-    pieces = find_pieces(documents)
+    pieces = find_pieces(counts.tokenise(texts))
+    kinds = list(dict.fromkeys((place.spaced, place.tokens) for place in pieces))
+    frequency_m = counts.ngrams.counts(np.asarray([tokens for _, tokens in kinds], dtype=np.int64).reshape(-1, 1))
     pools: dict[bool, dict[Tokens, float]] = {False: {}, True: {}}
-    for spaced, tokens in dict.fromkeys((place.spaced, place.tokens) for place in pieces):
-        pools[spaced][tokens] = counts.ngrams.count(tokens)
-    wanted = _given_away(pieces, documents, counts.ngrams)
+    for (spaced, tokens), frequency in zip(kinds, frequency_m, strict=True):
+        pools[spaced][tokens] = float(frequency)
+    wanted = _given_away(pieces, counts.ngrams)
 
     def options(place: Place, above: int) -> list[Tokens] | None:
         pool = {tokens: count for tokens, count in pools[place.spaced].items() if tokens != place.tokens}
         return _nearest(pools[place.spaced][place.tokens], pool, above)
 
-    most = max(1, rows // 50)
-    return _draw("near", documents, wanted, options, rows=rows, seq_length=seq_length, seed=seed, most=most)
+    return _draw("near", wanted, options, rows=rows, seq_length=seq_length, seed=seed, most=max(1, rows // 50))
 
 
 def far_cloze(
     texts: Sequence[str],
-    tokenizer: PreTrainedTokenizerBase,
     counts: PretrainingCounts,
     *,
     rows: int = 400,
@@ -104,7 +103,7 @@ def far_cloze(
     min_distance: int = 32,
     seed: int = 0,
 ) -> Choices:
-    """Cuts questions whose answer, a name, stands in the context, but only a long way back.
+    """Cut questions whose answer, a name, stands in the context, but only a long way back.
 
     The name came at most twice in the pretraining text. The same tokens stand in the context, and the name is not in
     its last ``min_distance`` tokens, not even inside another word. The wrong options are such rare names of other
@@ -115,8 +114,7 @@ def far_cloze(
 
     Args:
         texts: Held-out documents.
-        tokenizer: The model's; its own.
-        counts: Of the pretraining text.
+        counts: Of the pretraining text, in the tokens of the model.
         rows: Questions.
         seq_length: Most tokens of prompt and option.
         min_distance: Tokens between the name and the answer, at least.
@@ -131,41 +129,33 @@ def far_cloze(
             f"min_distance={min_distance} is not within a context of seq_length={seq_length} tokens that holds the name"
             f" twice; give 1 to {seq_length - 2 * FAR_TOKENS}"
         )
-    counts.refuse_seen(texts)
-    documents = tokenise(texts, tokenizer)
-    names = [place for place in find_words(documents) if _is_rare(place, counts.words)]
-    wanted = _only_far(names, documents, seq_length, min_distance)
+    names = [place for place in find_words(counts.tokenise(texts)) if _is_rare(place, counts.words)]
+    wanted = _only_far(names, seq_length, min_distance)
     alike: dict[tuple[Any, ...], list[Place]] = {}
     for name in {(name.word, name.spaced): name for name in names}.values():
         alike.setdefault(_shape(name), []).append(name)
-    in_documents: dict[str, set[int]] = {}
-    for name in names:
-        in_documents.setdefault(name.word, set()).add(name.document)
+    in_document = {(name.word, name.document) for name in names}
 
     def options(place: Place, above: int) -> list[Tokens] | None:
-        document = documents[place.document]
-        context = document.before(place.start, seq_length)
-        near = frozenset(document.ids[max(0, place.start - min_distance) : place.start])
+        context, near = place.text_before(seq_length), frozenset(place.tokens_before(min_distance))
         pieces = _pieces_in(near, place.tokens)
         pool = [
             name.tokens
             for name in alike[_shape(place)]
-            if place.document not in in_documents[name.word]
+            if (name.word, place.document) not in in_document
             and name.word not in context
             and _pieces_in(near, name.tokens) == pieces
         ]
-        last = document.ids[max(0, place.start - NEAR_CONTEXT) : place.start]
-        own, *scores = counts.ngrams.log_scores(last, [place.tokens, *pool])
+        own, *scores = counts.ngrams.log_scores(place.tokens_before(NEAR_CONTEXT), [place.tokens, *pool])
         return _nearest(own, dict(zip(pool, scores, strict=True)), above)
 
-    most = max(1, rows // 100)
-    return _draw("far", documents, wanted, options, rows=rows, seq_length=seq_length, seed=seed, most=most)
+    return _draw("far", wanted, options, rows=rows, seq_length=seq_length, seed=seed, most=max(1, rows // 100))
 
 
-def _given_away(pieces: Sequence[Place], documents: Sequence[TokenisedText], ngrams: NgramCounts) -> list[Place]:
-    """Returns those that an n-gram model is sure of."""
+def _given_away(pieces: Sequence[Place], ngrams: NgramCounts) -> list[Place]:
+    """Return those that an n-gram model is sure of."""
     inside = [place for place in pieces if place.start >= NEAR_CONTEXT]
-    contexts = [documents[place.document].ids[place.start - NEAR_CONTEXT : place.start] for place in inside]
+    contexts = [place.tokens_before(NEAR_CONTEXT) for place in inside]
     token_m, count_m, total_m = ngrams.commonest_next(np.asarray(contexts, dtype=np.int64).reshape(-1, NEAR_CONTEXT))
     own_m = np.asarray([place.tokens[0] for place in inside], dtype=np.int64)
     sure_m = (token_m == own_m) & (total_m >= NEAR_COUNT) & (count_m >= NEAR_SHARE * total_m)
@@ -184,30 +174,26 @@ def _shape(place: Place) -> tuple[Any, ...]:
 
 
 def _pieces_in(near: frozenset[int], tokens: Tokens) -> int:
-    """Returns how many tokens of a name stand in a context: names of one document often share their pieces."""
+    """Return how many tokens of a name stand in a context: names of one document often share their pieces."""
     return sum(token in near for token in tokens)
 
 
-def _only_far(
-    names: Sequence[Place], documents: Sequence[TokenisedText], seq_length: int, min_distance: int
-) -> list[Place]:
-    """Returns those that stand in their context, as the same tokens, and not in its last ``min_distance`` tokens."""
+def _only_far(names: Sequence[Place], seq_length: int, min_distance: int) -> list[Place]:
+    """Return those that stand in their context, as the same tokens, and not in its last ``min_distance`` tokens."""
     found = []
-    last_end: dict[tuple[int, Tokens], tuple[int, int]] = {}  # of each document's names: the last place seen
+    last: dict[tuple[TokenisedText, Tokens], Place] = {}  # of each document's names
     for place in names:  # in the order of the text
-        key = (place.document, place.tokens)
-        begin, end = last_end.get(key, (-1, -1))
-        last_end[key] = (place.start, place.start + len(place.tokens))
-        first = max(0, place.start + len(place.tokens) - seq_length)
-        if begin < first or place.start - end < min_distance:
+        before = last.get((place.document, place.tokens))
+        last[place.document, place.tokens] = place
+        if before is None or before.start < place.end - seq_length or place.start - before.end < min_distance:
             continue
-        if place.word not in documents[place.document].before(place.start, min_distance):
+        if place.word not in place.text_before(min_distance):
             found.append(place)
     return found
 
 
 def _nearest(own: float, pool: dict[Tokens, float], above: int) -> list[Tokens] | None:
-    """Returns the options next to the answer: ``above`` with a higher score than its ``own``, the rest with a lower.
+    """Return the options next to the answer: ``above`` with a higher score than its ``own``, the rest with a lower.
 
     None where there are not enough of either to place the answer anywhere: otherwise its place would tell.
     """
@@ -219,17 +205,9 @@ def _nearest(own: float, pool: dict[Tokens, float], above: int) -> list[Tokens] 
 
 
 def _draw(
-    kind: str,
-    documents: Sequence[TokenisedText],
-    places: Sequence[Place],
-    options: Callable[[Place, int], list[Tokens] | None],
-    *,
-    rows: int,
-    seq_length: int,
-    seed: int,
-    most: int,
+    kind: str, places: Sequence[Place], options: Options, *, rows: int, seq_length: int, seed: int, most: int
 ) -> Choices:
-    """Draws questions from places, no word more often than ``most``; see `_nearest` for the options."""
+    """Draw questions from places, no word more often than ``most``; see `_nearest` for the options."""
     generator = random.Random(seed)
     used: Counter[str] = Counter()
     prompts, chosen, answers = [], [], []
@@ -240,8 +218,7 @@ def _draw(
         if wrong is None:
             continue
         used[place.word] += 1
-        first = max(0, place.start + len(place.tokens) - seq_length)
-        prompts.append(documents[place.document].ids[first : place.start])
+        prompts.append(place.tokens_before(seq_length - len(place.tokens)))
         answers.append(generator.randrange(OPTIONS))
         chosen.append([*wrong[: answers[-1]], place.tokens, *wrong[answers[-1] :]])
     if len(prompts) < rows:

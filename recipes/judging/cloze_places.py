@@ -11,26 +11,7 @@ from transformers import PreTrainedTokenizerBase
 WORD = re.compile(r"[A-Za-z_][A-Za-z_0-9]*")
 
 
-@dataclass(frozen=True)
-class Place:
-    """A word or a piece of one, at boundaries of tokens.
-
-    Attributes:
-        document: Number of the document.
-        start: Number of its first token in the document.
-        tokens: Its tokens; a space in front may be part of the first.
-        word: The word, or the piece.
-        spaced: Whether a space in front is part of the first token.
-    """
-
-    document: int
-    start: int
-    tokens: tuple[int, ...]
-    word: str
-    spaced: bool
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TokenisedText:
     """A document with its token ids and, for each, the characters (begin, end) that it stands for."""
 
@@ -38,23 +19,50 @@ class TokenisedText:
     ids: list[int]
     spans: list[tuple[int, int]]
 
-    def before(self, place: int, most: int) -> str:
-        """Returns what the last ``most`` tokens before token ``place`` stand for."""
-        if place == 0 or most < 1:
-            return ""
-        return self.text[self.spans[max(0, place - most)][0] : self.spans[place - 1][1]]
-
-    def spaced(self, place: int, begin: int) -> bool:
-        """Returns whether token ``place``, whose letters begin at character ``begin``, stands for a space before them.
+    def spaced(self, token: int, begin: int) -> bool:
+        """Tell whether a token, whose letters begin at character ``begin``, stands for a space before them.
 
         Some tokenizers leave that space out of the span: then no other token has it.
         """
-        end_before = self.spans[place - 1][1] if place else 0
+        end_before = self.spans[token - 1][1] if token else 0
         return self.text[begin - 1 : begin] == " " and end_before < begin
 
 
+@dataclass(frozen=True)
+class Place:
+    """A word or a piece of one, at boundaries of tokens.
+
+    Attributes:
+        document: Where it stands; a document is equal to itself alone.
+        start: Number of its first token in the document.
+        tokens: Its tokens; a space in front may be part of the first.
+        word: The word, or the piece.
+        spaced: Whether a space in front is part of the first token.
+    """
+
+    document: TokenisedText
+    start: int
+    tokens: tuple[int, ...]
+    word: str
+    spaced: bool
+
+    @property
+    def end(self) -> int:
+        """Number of the first token behind it."""
+        return self.start + len(self.tokens)
+
+    def tokens_before(self, most: int) -> list[int]:
+        """Return the last ``most`` tokens before it, or all."""
+        return self.document.ids[max(0, self.start - most) : self.start]
+
+    def text_before(self, most: int) -> str:
+        """Return what the last ``most`` tokens before it stand for."""
+        spans = self.document.spans[max(0, self.start - most) : self.start]
+        return self.document.text[spans[0][0] : spans[-1][1]] if spans else ""
+
+
 def tokenise(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[TokenisedText]:
-    """Tokenises documents without special tokens.
+    """Tokenise documents without special tokens.
 
     Raises:
         ValueError: The tokenizer does not say where its tokens lie in the text.
@@ -69,31 +77,28 @@ def tokenise(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[T
 
 
 def find_words(documents: Sequence[TokenisedText]) -> list[Place]:
-    """Returns every whole word that begins and ends where tokens do, in the order of the text."""
-    return [place for number, document in enumerate(documents) for place in _words_of(number, document)]
+    """Return every whole word that begins and ends where tokens do, in the order of the text."""
+    found = []
+    for document in documents:
+        begins = {begin: index for index, (begin, _) in enumerate(document.spans)}
+        ends = {end: index for index, (_, end) in enumerate(document.spans)}
+        for match in WORD.finditer(document.text):
+            begin, end = match.span()
+            first = begins.get(begin, begins.get(begin - 1) if document.text[begin - 1 : begin] == " " else None)
+            last = ends.get(end)
+            if first is not None and last is not None and first <= last:
+                tokens = tuple(document.ids[first : last + 1])
+                found.append(Place(document, first, tokens, match[0], document.spaced(first, begin)))
+    return found
 
 
 def find_pieces(documents: Sequence[TokenisedText]) -> list[Place]:
-    """Returns every token of nothing but letters, and a space in front of them, in the order of the text."""
+    """Return every token of nothing but letters, and a space in front of them, in the order of the text."""
     found = []
-    for number, document in enumerate(documents):
+    for document in documents:
         for index, (begin, end) in enumerate(document.spans):
             piece = document.text[begin:end].removeprefix(" ")
             if piece.isascii() and piece.isalpha():
                 spaced = document.spaced(index, end - len(piece))
-                found.append(Place(number, index, (document.ids[index],), piece, spaced))
-    return found
-
-
-def _words_of(number: int, document: TokenisedText) -> list[Place]:
-    begins = {begin: index for index, (begin, _) in enumerate(document.spans)}
-    ends = {end: index for index, (_, end) in enumerate(document.spans)}
-    found = []
-    for match in WORD.finditer(document.text):
-        begin, end = match.span()
-        first = begins.get(begin, begins.get(begin - 1) if document.text[begin - 1 : begin] == " " else None)
-        last = ends.get(end)
-        if first is not None and last is not None and first <= last:
-            tokens = tuple(document.ids[first : last + 1])
-            found.append(Place(number, first, tokens, match[0], document.spaced(first, begin)))
+                found.append(Place(document, index, (document.ids[index],), piece, spaced))
     return found

@@ -38,59 +38,40 @@ class NgramCounts:
         # How many tokens of its own document end at each place: a longer n-gram would begin in the one before.
         room = np.concatenate([np.arange(1, len(document) + 1) for document in documents])
         self.base = int(tokens.max()) + 1
-        self._keys: list[Codes] = []
-        self._counts: list[Codes] = []
-        places, codes = np.arange(len(tokens)), np.zeros(len(tokens), dtype=np.int64)
+        self._levels: list[tuple[Codes, Codes]] = []  # keys in order, and their counts, for each length
+        codes = np.zeros(len(tokens), dtype=np.int64)
         for length in range(1, order + 1):
-            ends = places[room[places] >= length]
-            keys, found, counts = np.unique(
-                codes[ends - 1] * self.base + tokens[ends] if length > 1 else tokens[ends],
-                return_inverse=True,
-                return_counts=True,
-            )
-            self._keys.append(keys)
-            self._counts.append(counts)
-            codes = np.zeros(len(tokens), dtype=np.int64)
-            codes[ends] = found
-            places = ends
+            ends = np.flatnonzero(room >= length)
+            keys = codes[ends - 1] * self.base + tokens[ends]
+            keys, codes[ends], counts = np.unique(keys, return_inverse=True, return_counts=True)
+            self._levels.append((keys, counts))
         self.total = len(tokens)
 
-    def count(self, ngram: Sequence[int]) -> int:
-        """Returns how often an n-gram of 1 to ``order`` tokens comes."""
-        return int(self.counts(np.asarray([ngram], dtype=np.int64))[0])
-
     def counts(self, ngrams_mn: Codes) -> Codes:
-        """Returns how often each of (m, n) n-grams comes, (m,)."""
+        """Return how often each of (m, n) n-grams of 1 to ``order`` tokens comes, (m,)."""
         code_m, known_m = self._codes(ngrams_mn)
-        return np.where(known_m, self._counts[ngrams_mn.shape[1] - 1][code_m], 0)
+        return np.where(known_m, self._levels[ngrams_mn.shape[1] - 1][1][code_m], 0)
 
     def commonest_next(self, contexts_mn: Codes) -> tuple[Codes, Codes, Codes]:
-        """Returns what comes most often behind each of (m, n) contexts of 1 to ``order`` − 1 tokens.
+        """Return what comes most often behind each of (m, n) contexts of 1 to ``order`` − 1 tokens.
 
         Returns:
             The token (m,) (the smallest where several come as often; −1 where none does), how often it does (m,), and
             how often any token does (m,).
         """
         code_m, known_m = self._codes(contexts_mn)
-        length = contexts_mn.shape[1]
-        keys, counts = self._keys[length], self._counts[length]
-        contexts, first = np.unique(keys // self.base, return_index=True)
-        if not len(contexts):
-            return np.full_like(code_m, -1), np.zeros_like(code_m), np.zeros_like(code_m)
-        totals = np.add.reduceat(counts, first)
+        (contexts, _), (keys, counts) = self._levels[contexts_mn.shape[1] - 1 : contexts_mn.shape[1] + 1]
+        followed, first = np.unique(keys // self.base, return_index=True)
         # Sorted by context, and within one by falling count: the best of each context stands where the context begins.
-        best = np.lexsort((keys, -counts, keys // self.base))[first]
-        place_m = np.searchsorted(contexts, code_m).clip(max=len(contexts) - 1)
-        known_m &= contexts[place_m] == code_m
-        found_m = best[place_m]
-        return (
-            np.where(known_m, keys[found_m] % self.base, -1),
-            np.where(known_m, counts[found_m], 0),
-            np.where(known_m, totals[place_m], 0),
-        )
+        best, totals = np.full(len(contexts) + 1, -1), np.zeros(len(contexts) + 1, dtype=np.int64)
+        best[followed] = np.lexsort((keys, -counts, keys // self.base))[first]
+        np.add.at(totals, keys // self.base, counts)
+        best_m = np.where(known_m, best[code_m], -1)
+        token_m, count_m = np.append(keys % self.base, -1)[best_m], np.append(counts, 0)[best_m]
+        return token_m, count_m, np.where(known_m, totals[code_m], 0)
 
     def log_scores(self, context: Sequence[int], options: Sequence[Sequence[int]]) -> list[float]:
-        """Returns how an n-gram model ranks options of equal length behind a context: the log of Stupid Backoff scores.
+        """Return how an n-gram model ranks options of equal length behind a context: the log of Stupid Backoff scores.
 
         A token that never comes is given the share of half a token.
         """
@@ -114,7 +95,7 @@ class NgramCounts:
         """The code (m,) of each n-gram, 0 where it does not come, and whether it does."""
         code_m, known_m = np.zeros(len(ngrams_mn), dtype=np.int64), np.ones(len(ngrams_mn), dtype=bool)
         for place in range(ngrams_mn.shape[1]):
-            keys, token_m = self._keys[place], ngrams_mn[:, place]
+            (keys, _), token_m = self._levels[place], ngrams_mn[:, place]
             known_m &= (token_m >= 0) & (token_m < self.base) & (len(keys) > 0)
             if not known_m.any():
                 return np.zeros_like(code_m), known_m

@@ -7,7 +7,6 @@ checkpoints on the same, and a resumed run goes on with it.
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -49,7 +48,7 @@ def build_measures(
     tokenizer: PreTrainedTokenizerBase,
     probe: ProbeSet,
 ) -> dict[str, Measure]:
-    """Returns the measures that the settings ask for, by the name under which they are logged.
+    """Return the measures that the settings ask for, by the name under which they are logged.
 
     Args:
         settings: How many rows of each; 0 leaves it out.
@@ -63,15 +62,13 @@ def build_measures(
     if settings.cloze_rows:
         counts = PretrainingCounts(corpus.texts("pretrain"), tokenizer)
         size = dict(rows=settings.cloze_rows, seq_length=rows_nt.shape[1] - 1)
-        measures["cloze_near"] = ChoiceAccuracy(near_cloze(held_out, tokenizer, counts, **size), batch_size=_BATCH)
-        far = far_cloze(held_out, tokenizer, counts, **size, min_distance=FAR_DISTANCE)
+        measures["cloze_near"] = ChoiceAccuracy(near_cloze(held_out, counts, **size), batch_size=_BATCH)
+        far = far_cloze(held_out, counts, **size, min_distance=FAR_DISTANCE)
         measures["cloze_far"] = ChoiceAccuracy(far, batch_size=_BATCH)
         measures["cloze_far_cut"] = ChoiceAccuracy(far.shortened(FAR_DISTANCE), batch_size=_BATCH)
     if settings.memorisation_rows:
-        with tempfile.TemporaryDirectory() as index:  # each process of a run builds its own
-            compared = memorisation_set(rows_nt, held_out, tokenizer, index, rows=settings.memorisation_rows)
-        compared.batch_size = _BATCH
-        measures["memorisation"] = compared
+        rows = settings.memorisation_rows
+        measures["memorisation"] = memorisation_set(rows_nt, held_out, tokenizer, rows, batch_size=_BATCH)
     if settings.frequency_bands:
         seen = token_counts(rows_nt, len(tokenizer))
         measures["primacy"] = FrequencyLoss(probe, seen, bands=settings.frequency_bands, batch_size=_BATCH)
@@ -79,7 +76,7 @@ def build_measures(
 
 
 def save_measures(measures: Mapping[str, Measure], folder: Path) -> None:
-    """Writes what the measures measure on into a run folder, for `geomcallbacks trace`."""
+    """Write what the measures measure on into a run folder, for `geomcallbacks trace`."""
     for name, measure in measures.items():
         if isinstance(measure, ChoiceAccuracy):
             measure.choices.save(folder / f"{name}.json")

@@ -48,7 +48,7 @@ class Problem:
 
 
 def draw_problem(rng: random.Random, terms: int, held_out: bool) -> Problem:
-    """Draws a problem of so many terms from those that are held out, or from the others."""
+    """Draw a problem of so many terms from those that are held out, or from the others."""
     while True:
         values = tuple(rng.randint(2, LARGEST) for _ in range(terms))
         problem = Problem(values, tuple(rng.choice("+-") for _ in values[1:]))
@@ -57,7 +57,7 @@ def draw_problem(rng: random.Random, terms: int, held_out: bool) -> Problem:
 
 
 def distinct_problems(count: int, terms: tuple[int, ...], held_out: bool, seed: int) -> list[Problem]:
-    """Draws ``count`` different problems, with each number of ``terms`` in turn.
+    """Draw ``count`` different problems, with each number of ``terms`` in turn.
 
     Raises:
         ValueError: There are not so many.
@@ -77,7 +77,7 @@ def distinct_problems(count: int, terms: tuple[int, ...], held_out: bool, seed: 
 
 
 def arithmetic_texts(characters: int, seed: int = 0, wrong: float = 0.15) -> list[str]:
-    """Generates worked sums of two or three terms, one a text, until there are so many characters.
+    """Generate worked sums of two or three terms, one a text, until there are so many characters.
 
     Each is solved in one of four styles, and some solutions go wrong in one step and carry the error on, so that
     reinforcement learning later finds several ways to sharpen. Every one ends in ``Answer: <integer>``. Held-out
@@ -99,12 +99,12 @@ def arithmetic_texts(characters: int, seed: int = 0, wrong: float = 0.15) -> lis
 
 
 def prompt_of(question: str) -> str:
-    """Returns the prompt of a question; ``worked_solution`` is what may follow it."""
+    """Return the prompt of a question; ``worked_solution`` is what may follow it."""
     return f"Question: {question}\n"
 
 
 def worked_solution(problem: Problem, rng: random.Random, wrong: float = 0.0) -> str:
-    """Returns a solution in one of four styles, wrong in one step with probability ``wrong``."""
+    """Return a solution in one of four styles, wrong in one step with probability ``wrong``."""
     slip = rng.randrange(len(problem.signs)) if rng.random() < wrong else None
     total, steps = problem.terms[0], []
     for index, (sign, term) in enumerate(zip(problem.signs, problem.terms[1:], strict=True)):
@@ -122,7 +122,7 @@ def worked_solution(problem: Problem, rng: random.Random, wrong: float = 0.0) ->
 
 
 def read_answer(completion: str) -> int | None:
-    """Reads the integer of the one line that begins with ``Answer:``.
+    """Read the integer of the one line that begins with ``Answer:``.
 
     Only ASCII digits count, at most twelve of them. None where there is no such line, more than one, or something
     else in it: a completion that hedges between answers has not answered.

@@ -2,7 +2,7 @@
 
 Nothing here touches the network unless ``dataset_corpus`` is given the name of a hub data set.
 
-Documents are split before anything is cut from them: ``geomcallbacks.trace.offline_text`` says how.
+Documents are split before anything is cut from them: ``geomcallbacks.probing.offline`` says how.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pyarrow
+import pyarrow.parquet
 
 from geomcallbacks.probing.offline import OTHER_DOMAIN, PARTS, Document, near_duplicates, part_of, python_documents
 from text.arithmetic import arithmetic_texts
@@ -35,7 +38,7 @@ class Corpus:
     source: dict[str, Any]
 
     def texts(self, part: str) -> list[str]:
-        """Returns the texts of one part.
+        """Return the texts of one part.
 
         Raises:
             ValueError: There is no such part, or it is empty.
@@ -59,10 +62,7 @@ class Corpus:
         return {"fingerprint": _sha256(json.dumps(content, sort_keys=True)), **content}
 
     def save(self, folder: str | Path) -> None:
-        """Writes ``manifest.json`` and the texts (``corpus.parquet``: part, path, text), for later stages."""
-        import pyarrow
-        import pyarrow.parquet
-
+        """Write ``manifest.json`` and the texts (``corpus.parquet``: part, path, text), for later stages."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         rows = [
@@ -75,13 +75,11 @@ class Corpus:
 
     @classmethod
     def load(cls, folder: str | Path) -> Corpus:
-        """Reads what ``save`` wrote.
+        """Read what ``save`` wrote.
 
         Raises:
             ValueError: The texts are not those of the manifest.
         """
-        import pyarrow.parquet
-
         folder = Path(folder)
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         parts: dict[str, list[Document]] = {part: [] for part in manifest["files"]}
@@ -98,7 +96,7 @@ class Corpus:
 
 
 def offline_corpus(root: str | Path | None = None, arithmetic_share: float = 0.03, arithmetic_seed: int = 0) -> Corpus:
-    """Builds the offline corpus: the standard library of the running Python, and some arithmetic.
+    """Build the offline corpus: the standard library of the running Python, and some arithmetic.
 
     The library comes without its tests and without site-packages, about 12 MB. It differs between Python
     versions, so the version and a hash of every file are in the manifest.
@@ -139,7 +137,7 @@ def dataset_corpus(
     max_documents: int | None = None,
     streaming: bool = False,
 ) -> Corpus:
-    """Builds a corpus from a hub data set, or from local files in the same format.
+    """Build a corpus from a hub data set, or from local files in the same format.
 
     Local files (JSONL, JSON, Parquet, CSV: one row a document; TXT: one file a document) go through the same
     ``datasets.load_dataset`` as a hub name and need no network. Everything is held in memory.
@@ -173,7 +171,7 @@ def dataset_corpus(
 def open_dataset(
     name: str, config: str | None = None, revision: str | None = None, split: str = "train", streaming: bool = False
 ) -> Any:
-    """Opens a hub data set or local files with ``datasets.load_dataset``. See ``dataset_corpus`` for the arguments."""
+    """Open a hub data set or local files with ``datasets.load_dataset``. See ``dataset_corpus`` for the arguments."""
     import datasets
 
     path, options = _load_arguments(name)
@@ -183,7 +181,7 @@ def open_dataset(
 
 
 def _load_arguments(name: str) -> tuple[str, dict[str, Any]]:
-    """Turns a name into what ``load_dataset`` takes: its path and further options."""
+    """Turn a name into what ``load_dataset`` takes: its path and further options."""
     path = Path(name)
     if name.startswith("hf://") and path.suffix in LOCAL_BUILDERS:  # files of a hub repository, by a pattern
         return LOCAL_BUILDERS[path.suffix], {"data_files": name}
@@ -207,7 +205,7 @@ def _load_arguments(name: str) -> tuple[str, dict[str, Any]]:
 def split_corpus(
     documents: Iterable[Document], source: dict[str, Any], other_domain: frozenset[str] = frozenset()
 ) -> Corpus:
-    """Drops near-duplicates, then deals whole documents to ``PARTS`` by the hash of their names.
+    """Drop near-duplicates, then deal whole documents to ``PARTS`` by the hash of their names.
 
     Args:
         documents: The documents.

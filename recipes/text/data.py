@@ -29,7 +29,7 @@ _GSM8K_ANSWER = re.compile(r"####\s*(.+?)\s*$")
 
 
 def functions(text: str) -> Iterator[tuple[str, str]]:
-    """Yields (first line of the docstring, source without the docstring) of each short function of a module."""
+    """Yield (first line of the docstring, source without the docstring) of each short function of a module."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # escapes of old modules; until Python 3.12 a DeprecationWarning
         try:
@@ -41,7 +41,7 @@ def functions(text: str) -> Iterator[tuple[str, str]]:
         if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) or len(node.body) < 2:
             continue
         docstring, first = (ast.get_docstring(node) or "").strip(), node.body[0]
-        if not docstring or first.end_lineno is None or not _alone(lines, first, node.body[1]):
+        if not docstring or first.end_lineno is None or not _stands_alone(lines, first, node.body[1]):
             continue
         source = lines[node.lineno - 1 : first.lineno - 1] + lines[first.end_lineno : node.end_lineno]
         code = textwrap.dedent("\n".join(line for line in source if line.strip()))
@@ -50,23 +50,23 @@ def functions(text: str) -> Iterator[tuple[str, str]]:
             yield summary, code
 
 
-def _alone(lines: list[str], docstring: ast.stmt, following: ast.stmt) -> bool:
+def _stands_alone(lines: list[str], docstring: ast.stmt, following: ast.stmt) -> bool:
     """Whether the lines of the docstring hold nothing else."""
     return not lines[docstring.lineno - 1][: docstring.col_offset].strip() and following.lineno != docstring.end_lineno
 
 
 def write_rows(texts: Iterable[str]) -> list[Row]:
-    """Cuts pairs "summary -> function" from modules, as the ``chosen`` dialogue of hh-rlhf."""
+    """Cut pairs "summary -> function" from modules, as the ``chosen`` dialogue of hh-rlhf."""
     return [_dialogue(f"Write a function. {summary}", code) for summary, code in _distinct(texts)]
 
 
 def describe_rows(texts: Iterable[str]) -> list[Row]:
-    """Cuts pairs "function -> summary", another instruction than that of ``write_rows``."""
+    """Cut pairs "function -> summary", another instruction than that of ``write_rows``."""
     return [_dialogue(f"Describe this function.\n{code}", summary) for summary, code in _distinct(texts)]
 
 
 def problem_rows(count: int, terms: tuple[int, ...], held_out: bool, seed: int) -> list[Row]:
-    """Generates different problems with a worked solution, in the columns of GSM8K."""
+    """Generate different problems with a worked solution, in the columns of GSM8K."""
     rng = random.Random(seed)
 
     def answer(problem: Problem) -> str:
@@ -86,26 +86,25 @@ def _distinct(texts: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def read_rows(
-    name: str, config: str | None, revision: str | None, split: str, limit: int | None, seed: int = 0
+    name: str, limit: int | None = None, config: str | None = None, revision: str | None = None, split: str = "train"
 ) -> list[Row]:
-    """Reads a hub data set, or local files in the same columns.
+    """Read a hub data set, or local files in the same columns.
 
     Args:
         name: A hub name, a file, or a folder of files.
+        limit: At most so many rows, drawn without replacement; all of them where None.
         config: The configuration of a hub data set.
         revision: The revision of a hub data set.
         split: The split to read; local files have "train" alone.
-        limit: At most so many rows, drawn without replacement from ``seed``; all of them where None.
-        seed: See ``limit``.
     """
     rows = open_dataset(name, config, revision, split)
     if limit is not None and limit < len(rows):
-        rows = rows.select(sorted(random.Random(seed).sample(range(len(rows)), limit)))
+        rows = rows.select(sorted(random.Random(0).sample(range(len(rows)), limit)))
     return [dict(row) for row in rows]
 
 
 def to_pairs(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """Turns rows into ``prompt`` and ``completion``.
+    """Turn rows into ``prompt`` and ``completion``.
 
     Raises:
         ValueError: The columns are none of those that the table of ``recipes/README.md`` lists.
@@ -114,7 +113,7 @@ def to_pairs(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
 
 
 def to_preferences(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """Turns rows into ``prompt``, ``chosen`` and ``rejected``; rows whose replies have different prompts are left out.
+    """Turn rows into ``prompt``, ``chosen`` and ``rejected``; rows whose replies have different prompts are left out.
 
     Raises:
         ValueError: The columns are none of those that the table of ``recipes/README.md`` lists, or no row is left.
@@ -126,7 +125,7 @@ def to_preferences(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
 
 
 def to_problems(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """Turns rows into ``prompt`` and ``answer``, the final answer alone.
+    """Turn rows into ``prompt`` and ``answer``, the final answer alone.
 
     Raises:
         ValueError: The columns are not those of GSM8K, or an answer has no ``####`` line.
@@ -135,26 +134,29 @@ def to_problems(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
 
 
 Reader = Callable[[Mapping[str, Any]], Row | None]
+Readers = dict[tuple[str, ...], Reader]
 
 
-def _convert(
-    rows: Sequence[Mapping[str, Any]], what: str, readers: Sequence[tuple[tuple[str, ...], Reader]]
-) -> list[Row]:
+def _convert(rows: Sequence[Mapping[str, Any]], what: str, readers: Readers) -> list[Row]:
     if not rows:
         raise ValueError(f"{what}: there are no rows; give a data set, a split or a corpus that has some")
     converted = (_reader_of(row, what, readers)(row) for row in rows)
     return [row for row in converted if row is not None]
 
 
-def _reader_of(row: Mapping[str, Any], what: str, readers: Sequence[tuple[tuple[str, ...], Reader]]) -> Reader:
-    for columns, reader in readers:
+def _reader_of(row: Mapping[str, Any], what: str, readers: Readers) -> Reader:
+    """Return the first reader whose columns a row has.
+
+    Raises:
+        ValueError: There is none, or a column holds something other than text.
+    """
+    for columns, reader in readers.items():
         if row.keys() >= set(columns):
-            read = [(name, row[name]) for name in columns] + [("input", row.get("input") or "")]
-            for name, value in read:
+            for name, value in [*((name, row[name]) for name in columns), ("input", row.get("input") or "")]:
                 if not isinstance(value, str):
                     raise ValueError(f"{what}: column {name!r} holds {value!r:.60}, not a text; leave such rows out")
             return reader
-    known = "; or ".join(", ".join(columns) for columns, _ in readers)
+    known = "; or ".join(map(", ".join, readers))
     raise ValueError(f"{what}: the data set has the columns {sorted(row)}; rename them to {known}")
 
 
@@ -201,15 +203,15 @@ def _columns(*names: str) -> Reader:
     return lambda row: {name: row[name] for name in names}
 
 
-_PAIR_READERS: Sequence[tuple[tuple[str, ...], Reader]] = (
-    (("prompt", "completion"), _columns("prompt", "completion")),
-    (("prompt", "chosen"), lambda row: {"prompt": row["prompt"], "completion": row["chosen"]}),
-    (("chosen",), _chosen_pair),
-    (("instruction", "output"), _alpaca_pair),
-    (("question", "answer"), _gsm8k_pair),
-)
-_PREFERENCE_READERS: Sequence[tuple[tuple[str, ...], Reader]] = (
-    (("prompt", "chosen", "rejected"), _columns("prompt", "chosen", "rejected")),
-    (("chosen", "rejected"), _dialogue_preference),
-)
-_PROBLEM_READERS: Sequence[tuple[tuple[str, ...], Reader]] = ((("question", "answer"), _gsm8k_problem),)
+_PAIR_READERS: Readers = {
+    ("prompt", "completion"): _columns("prompt", "completion"),
+    ("prompt", "chosen"): lambda row: {"prompt": row["prompt"], "completion": row["chosen"]},
+    ("chosen",): _chosen_pair,
+    ("instruction", "output"): _alpaca_pair,
+    ("question", "answer"): _gsm8k_pair,
+}
+_PREFERENCE_READERS: Readers = {
+    ("prompt", "chosen", "rejected"): _columns("prompt", "chosen", "rejected"),
+    ("chosen", "rejected"): _dialogue_preference,
+}
+_PROBLEM_READERS: Readers = {("question", "answer"): _gsm8k_problem}

@@ -13,7 +13,7 @@ END_OF_TEXT, PADDING = "<|endoftext|>", "<|pad|>"
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Trains a byte-level BPE tokenizer; any text can be encoded, nothing is added at either end.
+    """Train a byte-level BPE tokenizer; any text can be encoded, nothing is added at either end.
 
     Each digit is a token of its own, as in Llama's tokenizer: a small model learns no sums from digits that merge.
     """
@@ -33,7 +33,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def packed_rows(texts: list[str], tokenizer: PreTrainedTokenizerBase, length: int) -> torch.Tensor:
-    """Joins the texts, each ended by EOS, and cuts them into rows; the incomplete last row is dropped.
+    """Join the texts, each ended by EOS, and cut them into rows; the incomplete last row is dropped.
 
     Returns:
         Token ids of shape (rows, length), int32, in memory: 4 bytes a token, so a thousand million take 4 GB.
@@ -53,7 +53,7 @@ def packed_rows(texts: list[str], tokenizer: PreTrainedTokenizerBase, length: in
 def probe_rows(
     texts: list[str], tokenizer: PreTrainedTokenizerBase, size: int, length: int, seed: int = 0
 ) -> torch.Tensor:
-    """Cuts each text into windows of ``length`` tokens that do not overlap, and draws ``size`` of them.
+    """Cut each text into windows of ``length`` tokens that do not overlap, and draw ``size`` of them.
 
     Returns:
         Token ids of shape (size, length), int64. No row crosses from one document into the next.
@@ -75,6 +75,6 @@ def probe_rows(
 
 
 def _token_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase, batch: int = 1000) -> Iterator[list[int]]:
-    """Yields the ids of each text, without the special tokens that a tokenizer would add."""
+    """Yield the ids of each text, without the special tokens that a tokenizer would add."""
     for start in range(0, len(texts), batch):
         yield from tokenizer(texts[start : start + batch], add_special_tokens=False, verbose=False)["input_ids"]

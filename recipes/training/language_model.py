@@ -23,41 +23,29 @@ class SeededBatches(Sampler[list[int]]):
 
     Args:
         rows: Number of rows to draw from.
-        batch_size: Rows an update, over all devices and accumulated batches.
-        updates: Optimiser updates of the whole run, those before ``start`` included.
-        accumulate: Batches an update, on each device.
+        settings: ``batch_size``, rows an update over all devices and accumulated batches; ``accumulate``, batches an
+            update on each device; ``updates`` of the whole run, those before ``start`` included; ``seed``.
         rank: The device that the rows are for, of ``world_size``.
         world_size: Number of devices.
-        seed: Seed of the orders.
         start: The update to start from.
 
     Raises:
         ValueError: The rows of an update cannot be dealt evenly.
     """
 
-    def __init__(
-        self,
-        rows: int,
-        batch_size: int,
-        updates: int,
-        *,
-        accumulate: int = 1,
-        rank: int = 0,
-        world_size: int = 1,
-        seed: int = 0,
-        start: int = 0,
-    ) -> None:
-        if batch_size % (accumulate * world_size):
+    def __init__(self, rows: int, settings: Any, *, rank: int = 0, world_size: int = 1, start: int = 0) -> None:
+        accumulate, batches = settings.accumulate, settings.accumulate * world_size
+        if settings.batch_size % batches:
             raise ValueError(
-                f"batch_size={batch_size} rows an update cannot be dealt evenly to {world_size} device(s) in "
-                f"accumulate={accumulate} batches each; give a multiple of {accumulate * world_size}"
+                f"batch_size={settings.batch_size} rows an update cannot be dealt evenly to {world_size} device(s) in "
+                f"accumulate={accumulate} batches each; give a multiple of {batches}"
             )
-        self.rows, self.seed, self.rank, self.world_size = rows, seed, rank, world_size
-        self.share = batch_size // (accumulate * world_size)
-        self.first, self.end = start * accumulate, updates * accumulate
+        self.rows, self.seed, self.rank, self.world_size = rows, settings.seed, rank, world_size
+        self.share = settings.batch_size // batches
+        self.first, self.end = start * accumulate, settings.updates * accumulate
 
     def __len__(self) -> int:
-        """Returns the batches of the whole run: Lightning counts those before a resumption as done."""
+        """Return the batches of the whole run: Lightning counts those before a resumption as done."""
         return self.end
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -78,11 +66,11 @@ class SeededLoader(DataLoader[torch.Tensor]):
     """A loader that Lightning may resume in the middle of a pass: ``SeededBatches`` starts where it is told to."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns nothing: the number of updates, which the checkpoint has, is all that is needed."""
+        """Return nothing: the number of updates, which the checkpoint has, is all that is needed."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Does nothing, see ``state_dict``."""
+        """Do nothing, see ``state_dict``."""
 
 
 class LanguageModel(L.LightningModule):
@@ -93,13 +81,13 @@ class LanguageModel(L.LightningModule):
         self.model, self.rows_nt, self.settings, self.start = model, rows_nt, settings, start
 
     def on_train_batch_start(self, batch_bt: torch.Tensor, batch_index: int) -> None:
-        """Logs every loss of the warm-up and the updates behind it, then every ``log_every``."""
+        """Log every loss of the warm-up and the updates behind it, then every ``log_every``."""
         # The collapse is over in some tens of updates: a loss every ten would be three points of it.
         dense = self.trainer.global_step < max(100, 2 * self.settings.warmup)
         self.trainer.log_every_n_steps = 1 if dense else self.settings.log_every
 
     def training_step(self, batch_bt: torch.Tensor, batch_index: int) -> torch.Tensor:
-        """Returns the mean loss, in nats a token, of rows (batch, tokens)."""
+        """Return the mean loss, in nats a token, of rows (batch, tokens)."""
         batch_bt = batch_bt.long()
         # Rows hold one token more than the model sees, so no logits are computed that have no label.
         logits_btv = self.model(input_ids=batch_bt[:, :-1], use_cache=False).logits
@@ -110,22 +98,13 @@ class LanguageModel(L.LightningModule):
         return loss
 
     def train_dataloader(self) -> DataLoader[torch.Tensor]:
-        """Returns this device's share of the batches."""
-        settings, trainer = self.settings, self.trainer
-        batches = SeededBatches(
-            len(self.rows_nt),
-            settings.batch_size,
-            settings.updates,
-            accumulate=settings.accumulate,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
-            seed=settings.seed,
-            start=self.start,
-        )
+        """Return this device's share of the batches."""
+        place = {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+        batches = SeededBatches(len(self.rows_nt), self.settings, **place, start=self.start)
         return SeededLoader(self.rows_nt, batch_sampler=batches)  # a tensor is a data set of its rows
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """Returns AdamW, which decays matrices only, and the schedule of its learning rate."""
+        """Return AdamW, which decays matrices only, and the schedule of its learning rate."""
         settings = self.settings
         decayed = [p for p in self.parameters() if p.requires_grad and p.ndim >= 2]
         others = [p for p in self.parameters() if p.requires_grad and p.ndim < 2]
@@ -142,7 +121,7 @@ class LanguageModel(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _learning_rate_factor(self, update: int) -> float:
-        """Returns the learning rate of an update (0-based) as a share of its maximum."""
+        """Return the learning rate of an update (0-based) as a share of its maximum."""
         settings = self.settings
         if update < settings.warmup:
             return (update + 1) / settings.warmup
@@ -160,11 +139,11 @@ class SaveModel(L.Callback):
         self._saved = -1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Saves update 0, if asked for."""
+        """Save update 0, if asked for."""
         self._save(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """Saves the update that has just ended, if asked for."""
+        """Save the update that has just ended, if asked for."""
         self._save(trainer, pl_module)
 
     def _save(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -186,7 +165,7 @@ class GeometryBar(TQDMProgressBar):
     """A progress bar that shows the loss and the last RankMe."""
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        """Returns what stands at the end of the bar."""
+        """Return what stands at the end of the bar."""
         seen = trainer.callback_metrics
         shown = {"loss": seen.get("loss"), "rankme": seen.get("geometry/rankme")}
         return {name: f"{float(value):.2f}" for name, value in shown.items() if value is not None}

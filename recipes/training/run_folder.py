@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +14,21 @@ from text.corpus import Corpus
 from transformers import PreTrainedTokenizerBase
 
 from geomcallbacks import ProbeSet
-from geomcallbacks.report.loss import find_loss
 from geomcallbacks.trace.checkpoints.loading import refusal
-from training.arguments import changed_settings
 
 #: Settings that may differ between a run and its continuation: where it runs, not what it computes.
 FREE_ON_RESUME = frozenset(
     {
-        "output_dir",
-        "resume",
-        "overwrite",
-        "accelerator",
-        "devices",
-        "strategy",
-        "threads",
-        "wandb",
-        "wandb_project",
+        *("output_dir", "resume", "overwrite", "accelerator", "devices", "strategy", "threads"),
+        *("wandb", "wandb_project"),
     }
+)
+
+#: What a run writes, and nothing else: the folder may hold files of the user's own.
+WRITTEN = (
+    *("checkpoints", "resume", "loss", "corpus", "tokenizer", "geometry.png"),
+    *("geometry*.jsonl", "geometry*-spectra", "geometry*-probes", "behaviour*.jsonl"),
+    *("cloze_*.json", "memorisation.safetensors", "token_counts.txt"),
 )
 
 
@@ -52,7 +51,7 @@ class RunFolder:
         self.resume_file = self.path / "resume" / "last.ckpt"
 
     def refuse_run(self, settings: Any) -> None:
-        """Ends the program if the folder holds a run that ``overwrite`` does not allow to replace.
+        """End the program if the folder holds a run that ``overwrite`` does not allow to replace.
 
         Raises:
             SystemExit: It does.
@@ -64,18 +63,12 @@ class RunFolder:
             )
 
     def begin(self, settings: Any, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, probe: ProbeSet) -> None:
-        """Removes the run that the folder holds, and writes what the new one starts from.
+        """Remove the run that the folder holds, and write what the new one starts from.
 
         Settings, corpus, tokenizer and probe are kept for later stages and for measuring the checkpoints again.
         Only now, since corpus and tokenizer may have been read from this very folder.
         """
-        # What a run writes and nothing else: the folder may hold files of the user's own.
-        for name in ("checkpoints", "resume", "loss", "corpus", "tokenizer"):
-            shutil.rmtree(self.path / name, ignore_errors=True)
-        records = ("geometry*.jsonl", "geometry*-spectra", "geometry*-probes", "behaviour*.jsonl", self.figure.name)
-        for pattern in (*records, "cloze_*.json", "memorisation.safetensors", "token_counts.txt"):
-            for file in self.path.glob(pattern):
-                shutil.rmtree(file) if file.is_dir() else file.unlink()
+        remove(self.path, WRITTEN)
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / "settings.json").write_text(json.dumps(dataclasses.asdict(settings), indent=1))
         corpus.save(self.path / "corpus")
@@ -83,7 +76,7 @@ class RunFolder:
         probe.save(self.path / "probe.safetensors")
 
     def resumed_update(self, settings: Any) -> int:
-        """Returns the number of updates that ``resume_file`` has received.
+        """Return the number of updates that ``resume_file`` has received.
 
         Raises:
             SystemExit: There is nothing to resume, it cannot be read or holds code, or the settings are not those of
@@ -97,20 +90,19 @@ class RunFolder:
         try:
             checkpoint = torch.load(self.resume_file, map_location="cpu", mmap=True, weights_only=True)
         except Exception as error:
-            why = refusal(error)
-            raise SystemExit(
-                f"--resume: {self.resume_file} cannot be read ({why}); start a new run elsewhere"
-            ) from error
+            found = f"{self.resume_file} cannot be read ({refusal(error)})"
+            raise SystemExit(f"--resume: {found}; start a new run elsewhere") from error
         return int(checkpoint["global_step"])
 
-    def corpus(self) -> Corpus:
-        """Returns the corpus that the run was started with, whatever the Python of today."""
-        return Corpus.load(self.path / "corpus")
 
-    def loss(self) -> list[tuple[int, float]]:
-        """Returns (number of updates, training loss) from all starts of the run, in order.
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str]) -> str:
+    """Return which settings have changed, in words; empty where none has but those that are ``free`` to."""
+    changed = [key for key in now if key not in free and before.get(key) != now[key]]
+    return ", ".join(f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in changed)
 
-        Lightning writes the loss of update s at s - 1; here it stands at s. Rows that a later start has
-        trained again are left out.
-        """
-        return find_loss(self.geometry)
+
+def remove(folder: Path, patterns: Collection[str]) -> None:
+    """Remove the files and folders of a folder whose names match one of the patterns."""
+    for pattern in patterns:
+        for path in folder.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()

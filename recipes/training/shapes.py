@@ -18,7 +18,7 @@ from transformers import (
 
 
 def build_model(settings: Any, tokenizer: PreTrainedTokenizerBase, positions: int) -> PreTrainedModel:
-    """Returns a model with random weights, drawn from the global seed.
+    """Return a model with random weights, drawn from the global seed.
 
     Args:
         settings: ``architecture``, ``hidden_size``, ``layers``, ``heads``; or ``model_config``, a hub name, a

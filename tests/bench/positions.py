@@ -10,8 +10,8 @@ from statistics import fmean, median, stdev
 
 import pretrain
 import torch
+from text.corpus import Corpus
 from text.tokens import probe_rows
-from training.run_folder import RunFolder
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench.section import Section
@@ -38,7 +38,7 @@ def positions(device: torch.device, run: Path, n: int = 1024, draws: int = 20) -
     length, window = trained["probe_length"], (trained["alpha_first"], trained["alpha_last"])
     last = max((run / "checkpoints").glob("step-*"))
     model = AutoModelForCausalLM.from_pretrained(last).to(device)
-    texts = RunFolder(run).corpus().texts("probe")
+    texts = Corpus.load(run / "corpus").texts("probe")
     windows = sum(len(tokenizer(text, add_special_tokens=False)["input_ids"]) // length for text in texts)
     found: dict[str | int, list[GeometryRecord]] = {"last": []} | {k: [] for k in KS}
     for seed in range(draws):

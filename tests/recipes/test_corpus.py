@@ -6,10 +6,11 @@ import json
 import random
 import re
 from pathlib import Path
+from typing import Any
 
+import datasets
 import pandas as pd
 import pytest
-from text.arithmetic import arithmetic_texts
 from text.corpus import (
     PARTS,
     Corpus,
@@ -21,6 +22,7 @@ from text.corpus import (
     part_of,
     split_corpus,
 )
+from text.data import describe_rows, write_rows
 from text.tokens import packed_rows, probe_rows, train_tokenizer
 
 
@@ -44,45 +46,33 @@ def source_folder(tmp_path: Path) -> Path:
     return folder
 
 
-def names(corpus: Corpus) -> list[str]:
-    return [document.path for documents in corpus.parts.values() for document in documents]
+@pytest.fixture(scope="module")
+def standard_library() -> Corpus:
+    return offline_corpus()
+
+
+def texts_of(corpus: Corpus) -> list[str]:
+    return sorted(document.text for documents in corpus.parts.values() for document in documents)
 
 
 def test_files_are_split_once_and_completely(source_folder: Path) -> None:
     corpus = offline_corpus(source_folder, arithmetic_share=0)
-    found = names(corpus)
-    assert len(found) == len(set(found))
+    found = sorted(document.path for documents in corpus.parts.values() for document in documents)
     # copied.py comes before file_000.py in the order of the listing, so the latter is the duplicate.
     assert corpus.source["near_duplicates_dropped"] == ["package/file_000.py"]
-    expected = {f"package/file_{index:03d}.py" for index in range(1, 200)} | {"package/copied.py"}
-    assert set(found) == expected
+    assert found == ["package/copied.py", *(f"package/file_{index:03d}.py" for index in range(1, 200))]
     for part, share in PARTS.items():
         assert len(corpus.parts[part]) == pytest.approx(200 * share, abs=4 * (200 * share) ** 0.5), part
 
 
 def test_split_depends_on_the_name_alone() -> None:
     documents = [Document(f"d{index}", make_text(index)) for index in range(100)]
-    whole = split_corpus(documents, {})
-    reversed_half = split_corpus(reversed(documents[:50]), {})
+    whole, half = split_corpus(documents, {}), split_corpus(reversed(documents[:50]), {})
     for part in PARTS:
-        assert {d.path for d in reversed_half.parts[part]} == {
-            d.path for d in whole.parts[part] if int(d.path[1:]) < 50
-        }
+        assert {d.path for d in half.parts[part]} == {d.path for d in whole.parts[part] if int(d.path[1:]) < 50}
     # Pinned: a change of the hash would give later stages another split than the base run had.
     found = [part_of(f"module_{index}.py") for index in range(6)]
     assert found == ["sft", "pretrain", "pretrain", "pretrain", "id_test", "pretrain"]
-
-
-def test_graphical_interfaces_are_out_of_distribution_and_in_no_other_part() -> None:
-    corpus = offline_corpus()
-    packages = {part: {d.path.split("/")[0] for d in documents} for part, documents in corpus.parts.items()}
-    # Some distributions package all but turtle.py apart.
-    assert {"turtle.py"} <= packages["ood_test"] <= {"tkinter", "idlelib", "turtledemo", "turtle.py"}
-    assert not packages["ood_test"] & set().union(*(found for part, found in packages.items() if part != "ood_test"))
-    assert all(corpus.parts[part] for part in PARTS)
-    # Without such packages the hash alone decides, and gives every part its share.
-    assert {part_of(f"{i}.py") for i in range(300)} == set(PARTS)
-    assert {part_of(f"{i}.py", frozenset({"x"})) for i in range(300)} == set(PARTS) - {"ood_test"}
 
 
 def test_near_duplicates_need_most_of_their_lines_seen() -> None:
@@ -91,30 +81,36 @@ def test_near_duplicates_need_most_of_their_lines_seen() -> None:
     assert [duplicate for _, duplicate in near_duplicates(documents)] == [False, False, True]
 
 
-def test_standard_library_is_read_without_its_tests() -> None:
-    corpus = offline_corpus()
-    found = set(names(corpus))
+def test_the_standard_library_is_read_without_its_tests(standard_library: Corpus) -> None:
+    found = {document.path for documents in standard_library.parts.values() for document in documents}
     assert "argparse.py" in found
     assert not [name for name in found if re.search(r"(^|/)(tests?|idle_test|site-packages)/", name)]
-    assert sum(len(text) for text in corpus.texts("pretrain")) > 5_000_000
-    assert corpus.manifest["source"]["python"].startswith("3.")
+    assert sum(len(text) for text in standard_library.texts("pretrain")) > 5_000_000
 
 
-def test_manifest_names_every_text_and_survives_a_round_trip(source_folder: Path, tmp_path: Path) -> None:
+def test_graphical_interfaces_are_out_of_distribution_and_in_no_other_part(standard_library: Corpus) -> None:
+    packages = {part: {d.path.split("/")[0] for d in parts} for part, parts in standard_library.parts.items()}
+    # Some distributions package all but turtle.py apart.
+    assert {"turtle.py"} <= packages["ood_test"] <= {"tkinter", "idlelib", "turtledemo", "turtle.py"}
+    assert not packages["ood_test"] & set().union(*(found for part, found in packages.items() if part != "ood_test"))
+    assert all(packages[part] for part in PARTS)
+
+
+def test_the_standard_library_has_rows_for_every_stage(standard_library: Corpus) -> None:
+    counts = {part: len(write_rows(standard_library.texts(part))) for part in ("sft", "preference", "id_test")}
+    assert all(count >= 100 for count in counts.values()), counts
+    # Of turtle.py alone, where a distribution packages the rest apart.
+    assert len(describe_rows(standard_library.texts("ood_test"))) >= 90
+
+
+def test_a_corpus_survives_a_round_trip_and_a_changed_one_is_refused(source_folder: Path, tmp_path: Path) -> None:
     corpus = offline_corpus(source_folder)
-    corpus.save(tmp_path / "run")
-    loaded = Corpus.load(tmp_path / "run")
-    assert loaded == corpus
-    assert loaded.manifest == corpus.manifest == json.loads((tmp_path / "run" / "manifest.json").read_text())
-    assert sum(len(part) for part in corpus.manifest["files"].values()) == len(names(corpus))
-
-    (source_folder / "package" / "file_007.py").write_text(make_text(7) + "\nchanged = 1")
-    assert offline_corpus(source_folder).manifest["fingerprint"] != corpus.manifest["fingerprint"]
+    corpus.save(tmp_path)
+    assert Corpus.load(tmp_path) == corpus
+    assert corpus.manifest == json.loads((tmp_path / "manifest.json").read_text())
+    assert sum(len(part) for part in corpus.manifest["files"].values()) == len(texts_of(corpus))
     assert offline_corpus(source_folder, arithmetic_seed=1).manifest["fingerprint"] != corpus.manifest["fingerprint"]
 
-
-def test_a_changed_corpus_is_refused(source_folder: Path, tmp_path: Path) -> None:
-    offline_corpus(source_folder).save(tmp_path)
     table = pd.read_parquet(tmp_path / "corpus.parquet")
     table.loc[3, "text"] += " "
     table.to_parquet(tmp_path / "corpus.parquet")
@@ -122,60 +118,35 @@ def test_a_changed_corpus_is_refused(source_folder: Path, tmp_path: Path) -> Non
         Corpus.load(tmp_path)
 
 
-def test_arithmetic_is_a_small_share_and_mostly_right(source_folder: Path) -> None:
+def test_arithmetic_is_a_share_of_the_pretraining_text(source_folder: Path) -> None:
     corpus = offline_corpus(source_folder, arithmetic_share=0.1)
-    size = {
-        kind: sum(len(d.text) for d in corpus.parts["pretrain"] if d.path.startswith("arithmetic/") == kind)
-        for kind in (True, False)
-    }
-    assert size[True] / (size[True] + size[False]) == pytest.approx(0.1, abs=0.02)
-    assert not [d for part in PARTS if part != "pretrain" for d in corpus.parts[part] if "arithmetic" in d.path]
-
-    text = "\n".join(arithmetic_texts(300_000))
-    problems = re.findall(r"Question: ([^\n]+)\n(.*?)Answer: (-?\d+)\n", text, flags=re.DOTALL)
-    right = [eval(problem) == int(answer) for problem, _, answer in problems]
-    assert len(problems) > 3000
-    assert sum(right) / len(right) == pytest.approx(0.85, abs=0.02)
-    beginnings = {"": 0, "Work": 0, "Firs": 0, ">>> ": 0}
-    for _, working, _ in problems:
-        beginnings[working[:4]] += 1
-    assert min(beginnings.values()) > len(problems) / 5
-    assert arithmetic_texts(1000, seed=1) == arithmetic_texts(1000, seed=1) != arithmetic_texts(1000, seed=2)
+    sums = {part: [d for d in corpus.parts[part] if d.path.startswith("arithmetic/")] for part in PARTS}
+    share = sum(len(d.text) for d in sums.pop("pretrain")) / sum(map(len, corpus.texts("pretrain")))
+    assert share == pytest.approx(0.1, abs=0.02)
+    assert not any(sums.values())
 
 
-@pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import datasets
-
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
-@pytest.mark.usefixtures("offline")
-def test_jsonl_parquet_csv_and_folders_give_the_same_corpus(tmp_path: Path) -> None:
+def test_jsonl_parquet_text_and_folders_give_the_same_corpus(tmp_path: Path) -> None:
     texts = [make_text(index) for index in range(60)]
     table = pd.DataFrame({"text": [*texts, texts[5], "", None], "other": 1})
     table.to_json(tmp_path / "a.jsonl", orient="records", lines=True)
-    table.to_parquet(tmp_path / "a.parquet")
-    (tmp_path / "folder").mkdir()
+    for folder in ("folder", "files"):
+        (tmp_path / folder).mkdir()
     for index in range(0, 63, 10):
         table[index : index + 10].to_parquet(tmp_path / "folder" / f"part-{index:02d}.parquet")
-    (tmp_path / "files").mkdir()
     for index, text in enumerate(texts):
         (tmp_path / "files" / f"{index:02d}.txt").write_text(text)
-    corpora = [dataset_corpus(str(tmp_path / name)) for name in ("a.jsonl", "a.parquet", "folder", "files")]
+    corpora = [dataset_corpus(str(tmp_path / name)) for name in ("a.jsonl", "folder", "files")]
     for corpus in corpora:
-        assert sorted(d.text for part in corpus.parts.values() for d in part) == sorted(texts)
+        assert texts_of(corpus) == sorted(texts)
         assert corpus.manifest["files"] == corpora[0].manifest["files"]
     streamed = dataset_corpus(str(tmp_path / "a.jsonl"), streaming=True, max_documents=20)
-    assert sorted(d.text for part in streamed.parts.values() for d in part) == sorted(texts[:20])
+    assert texts_of(streamed) == sorted(texts[:20])
 
 
-def test_a_hub_name_is_asked_for_as_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    asked = []
+def test_hub_names_are_asked_for_as_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a network: what load_dataset would be given."""
+    asked: list[Any] = []
 
     def load_dataset(*args: object, **options: object) -> datasets.IterableDataset:
         asked.append((args, options))
@@ -183,15 +154,18 @@ def test_a_hub_name_is_asked_for_as_given(monkeypatch: pytest.MonkeyPatch) -> No
         return rows.to_iterable_dataset()
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    corpus = dataset_corpus(
-        "owner/name", "en", "v1", split="validation", text_column="content", max_documents=3, streaming=True
-    )
-    assert asked == [(("owner/name",), {"split": "validation", "streaming": True, "name": "en", "revision": "v1"})]
-    assert sum(len(documents) for documents in corpus.parts.values()) == 3
+    where = {"split": "validation", "streaming": True}
+    corpus = dataset_corpus("owner/name", "en", "v1", text_column="content", max_documents=3, **where)
+    assert len(texts_of(corpus)) == 3
     assert corpus.source["revision"] == "v1"
+    files = "hf://datasets/someone/some@~parquet/part/sft/*.parquet"
+    open_dataset(files)
+    assert asked == [
+        (("owner/name",), {"name": "en", "revision": "v1", **where}),
+        (("parquet",), {"data_files": files, "split": "train", "streaming": False}),
+    ]
 
 
-@pytest.mark.usefixtures("offline")
 def test_wrong_data_sets_are_refused_with_a_remedy(tmp_path: Path) -> None:
     pd.DataFrame({"content": ["x"]}).to_json(tmp_path / "a.jsonl", orient="records", lines=True)
     with pytest.raises(ValueError, match=r"text_column='text'.*content"):
@@ -219,6 +193,8 @@ def test_rows_are_packed_with_eos_and_probe_rows_stay_inside_a_document() -> Non
     rows = packed_rows(texts, tokenizer, 16)
     stream = [token for text in texts for token in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]]
     assert rows.flatten().tolist() == stream[: len(stream) // 16 * 16]
+    with pytest.raises(ValueError, match="less than one row"):
+        packed_rows(texts[:1], tokenizer, 10_000)
 
     probe = probe_rows(texts, tokenizer, size=12, length=16, seed=3)
     assert probe.shape == (12, 16)
@@ -228,16 +204,3 @@ def test_rows_are_packed_with_eos_and_probe_rows_stay_inside_a_document() -> Non
     assert probe.equal(probe_rows(texts, tokenizer, size=12, length=16, seed=3))
     with pytest.raises(ValueError, match=r"probe_rows=100000.*lower"):
         probe_rows(texts, tokenizer, size=100_000, length=16)
-    with pytest.raises(ValueError, match="less than one row"):
-        packed_rows(texts[:1], tokenizer, 10_000)
-
-
-def test_files_of_a_hub_repository_are_named_by_a_pattern(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a network: what load_dataset would be given."""
-    import datasets
-
-    given: dict[str, object] = {}
-    monkeypatch.setattr(datasets, "load_dataset", lambda path, **options: given.update(path=path, **options))
-    name = "hf://datasets/someone/some@~parquet/part/sft/*.parquet"
-    open_dataset(name)
-    assert given == {"path": "parquet", "data_files": name, "split": "train", "streaming": False}

@@ -1,11 +1,11 @@
-"""The settings of the post-training recipes: what is trained and what is measured."""
+"""The settings that the recipes share: how probes are read, and what a post-training stage trains and measures."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from training.arguments import setting
-from training.probe_settings import ProbeSettings
 
 #: Settings that may differ between a stage and its continuation: where it runs and what it prints.
 FREE_ON_RESUME = frozenset(
@@ -17,6 +17,30 @@ FREE_ON_RESUME = frozenset(
         *("dataloader_num_workers", "dataloader_pin_memory", "skip_memory_metrics"),
     }
 )
+
+
+@dataclasses.dataclass
+class ProbeSettings:
+    """How many rows a probe has, and how they are read."""
+
+    probe_rows: int = setting(256, "rows of a probe")
+    probe_length: int = setting(64, "tokens of a row of the probe, where it is not the base's")
+    positions: str = setting("8", "last, all, mean, or how many positions of a row are read")
+    probe_batch: int = setting(32, "rows of the probe that go through the model together")
+    alpha_first: int = setting(11, "first rank of the window of alpha")
+    alpha_last: int = setting(100, "last rank of the window of alpha")
+
+    def read_positions(self) -> str | int:
+        """Return ``positions`` as the callbacks take it."""
+        return int(self.positions) if self.positions.isdigit() else self.positions
+
+    def geometry_settings(self) -> dict[str, Any]:
+        """Return the settings of a geometry callback that say how probes are read."""
+        return dict(
+            positions=self.read_positions(),
+            alpha_window=(self.alpha_first, self.alpha_last),
+            batch_size=self.probe_batch,
+        )
 
 
 @dataclasses.dataclass
@@ -50,9 +74,7 @@ class StageSettings(ProbeSettings):
     test_length: int = setting(128, "tokens of a test row; longer ones are cut")
     test_batch: int = setting(64, "rows of a test that go through the model together")
 
-    probe_dataset: str | None = setting(
-        None, "hub name or file of general text; default: that of base, or of the corpus"
-    )
+    probe_dataset: str | None = setting(None, "hub name or file of general text; default: of base, or of the corpus")
     probe_config: str | None = setting(None, "configuration of a hub data set")
     probe_text_column: str = setting("text", "column that holds the general text")
     per_decade: int = setting(0, "log-spaced measurements a tenfold of updates")
