@@ -18,10 +18,10 @@ import pytest
 from pretrain import PretrainSettings
 from pretrain import main as pretrain
 from training.language_model import SaveModel, SeededBatches
-from training.run_folder import RunFolder
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from geomcallbacks import ProbeSet, Schedule, read_records
+from geomcallbacks.report.loss import find_loss
 
 ROOT = Path(__file__).parents[2]
 UPDATES = 12
@@ -116,7 +116,7 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does(
     records = [read_records(folder / "geometry.jsonl") for folder in folders]
     curves = [[(r["step"], r["rankme"], r["alpha_req"]) for r in found] for found in records]
     assert curves[0] == curves[1]
-    losses = [RunFolder(folder).loss() for folder in folders]
+    losses = [find_loss(folder / "geometry.jsonl") for folder in folders]
     assert [update for update, _ in losses[0]] == list(range(1, 41))
     assert losses[0] == losses[1]
 
