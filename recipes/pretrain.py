@@ -24,6 +24,7 @@ from typing import Literal
 
 import lightning as L
 import torch
+import wandb
 from judging.pretrain_behaviour import BehaviourSettings, build_measures, save_measures
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
@@ -37,7 +38,6 @@ from training.shapes import build_model
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-import wandb
 from geomcallbacks import ProbeSet, Schedule
 from geomcallbacks.behaviour.lightning import BehaviourCallback
 from geomcallbacks.lightning import GeometryCallback

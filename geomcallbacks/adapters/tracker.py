@@ -72,7 +72,6 @@ def geometry_row(monitor: GeometryMonitor, records: Sequence[GeometryRecord]) ->
 def wandb_histograms(spectra: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return eigenspectra as W&B histograms of log₁₀ λ, which W&B draws over steps as a heat map."""
     import numpy as np
-
     import wandb
 
     drawn = {}

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 import wandb_file
 from drives import DRIVES, MEASURED, SUBJECTS, UPDATES, Ended, watcher
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import wandb
 from geomcallbacks import read_records
 from geomcallbacks.metrics import METRIC_NAMES
 
