@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pretrain
 from analyses.numbers import analyse
 from analyses.table import render
-from contrasts.run import find_launcher
-from text.corpus import Corpus
 from text.tokens import probe_rows
 from training.arguments import RecipeParser, setting
 from training.run_folder import RunFolder
@@ -42,15 +42,14 @@ class AnalysisSettings:
     output_dir: str = setting("runs/analysis_tiny", "folder of the analysis; pretrain/ in it holds the run")
     pretrain_config: str = setting("recipes/configs/analysis_pretrain_tiny.yaml", "configuration of pretrain.py")
     seed: int = setting(0, "seed of the weights and of the order of the rows")
-    launcher: str = setting("python", "python, or words before the script: accelerate launch --num_processes 1")
-    directions: str = setting("1,5,10,20", "numbers of directions that are kept or removed")
+    directions: list[int] = dataclasses.field(
+        default_factory=lambda: [1, 5, 10, 20], metadata={"help": "numbers of directions that are kept or removed"}
+    )
     checkpoints: int = setting(4, "checkpoints of the intervention, evenly spaced in log updates, the last included")
 
     def __post_init__(self) -> None:
-        words = self.directions.split(",")
-        if not all(word.strip().isdigit() for word in words):
-            raise ValueError(f"directions={self.directions!r}: give whole numbers with commas between them")
-        self.ks = [int(word) for word in words]
+        if min(self.directions) < 1:
+            raise ValueError(f"directions={self.directions}: give whole numbers from 1")
         if not Path(self.pretrain_config).is_file():
             raise ValueError(f"pretrain_config={self.pretrain_config!r}: no such file")
         if self.checkpoints < 1:
@@ -58,73 +57,69 @@ class AnalysisSettings:
 
 
 def make_parser() -> RecipeParser:
-    """Returns the parser of the command line."""
+    """Return the parser of the command line."""
     return RecipeParser(AnalysisSettings, description=__doc__.split("\n")[0])
 
 
 def main(settings: AnalysisSettings) -> None:
-    """Pretrains, traces, intervenes, and writes tables, numbers and figure."""
-    disable_progress_bar()  # of the checkpoints' loading
+    """Pretrain, trace, intervene, and write tables, numbers and figure."""
     folder = Path(settings.output_dir)
     run = RunFolder(folder / "pretrain")
-    pretrain(settings, run)
-    depth = json.loads((run.path / "settings.json").read_text())["layers"]
+    pretrain_to_the_end(settings, run)
+    trained = settings_of(run)
+    disable_progress_bar()  # of the checkpoints' loading
     steps = sorted(int(path.name.removeprefix("step-")) for path in run.path.glob("checkpoints/step-*"))
     traced, intervened = folder / "geometry-trace.jsonl", folder / "geometry-intervention.jsonl"
-    trace(run.path, probes=probes_of(run), settings={"layers": list(range(depth + 1))}, out=traced, progress=True)
+    layers = {"layers": list(range(trained["layers"] + 1))}
+    trace(run.path, probes=probes_of(run), settings=layers, out=traced, progress=True)
     done = trace(
         run.path,
         revisions=[f"step-{step:06d}" for step in evenly_in_log(steps, settings.checkpoints)],
         out=intervened,
-        measures=interventions(run, settings.ks),
+        measures=interventions(run, trained["positions"], settings.directions),
         progress=True,
     )
     numbers = analyse(run.geometry, run.behaviour, traced, done.behaviour)
     (folder / "analysis.json").write_text(json.dumps(numbers, indent=1, ensure_ascii=False), encoding="utf-8")
     (folder / "analysis.md").write_text(render(numbers), encoding="utf-8")
     plot_analysis(read_runs([run.path]), folder / "analysis.png")
-    shown = render({**numbers, "intervention": []})  # whose tables are long
-    print(f"\n{shown}\ntables   {folder / 'analysis.md'}\nnumbers  {folder / 'analysis.json'}")
+    short = render({**numbers, "intervention": []})  # whose tables are long
+    print(f"\n{short}\ntables   {folder / 'analysis.md'}\nnumbers  {folder / 'analysis.json'}")
     print(f"figure   {folder / 'analysis.png'}")
     print(f"page     geomcallbacks report {run.path} {traced} {intervened}")
 
 
-def pretrain(settings: AnalysisSettings, run: RunFolder) -> None:
-    """Runs pretrain.py, or goes on with it, unless it has been run to its end.
+def settings_of(run: RunFolder) -> dict[str, Any]:
+    """Return the settings of a run; none where it has not begun."""
+    file = run.path / "settings.json"
+    return json.loads(file.read_text()) if file.is_file() else {}
 
-    Raises:
-        SystemExit: It failed.
-    """
-    known = run.path / "settings.json"
-    if known.is_file():
-        updates = json.loads(known.read_text())["updates"]
-        if (run.path / "checkpoints" / f"step-{updates:06d}").is_dir():
-            return
-    command = [*find_launcher(settings.launcher), str(Path(__file__).with_name("pretrain.py"))]
-    command += ["--config", settings.pretrain_config, "--output_dir", str(run.path), "--seed", str(settings.seed)]
-    command += ["--resume" if run.resume_file.is_file() else "--overwrite", "True"]
-    if code := subprocess.run(command).returncode:
-        raise SystemExit(f"pretrain.py ended with {code}; started again, the analysis goes on")
+
+def pretrain_to_the_end(settings: AnalysisSettings, run: RunFolder) -> None:
+    """Run pretrain.py, or go on with it, unless the last checkpoint stands there."""
+    if (run.path / "checkpoints" / f"step-{settings_of(run).get('updates', 0):06d}").is_dir():
+        return
+    words = ["--config", settings.pretrain_config, "--output_dir", str(run.path), "--seed", str(settings.seed)]
+    words += ["--resume" if run.resume_file.is_file() else "--overwrite", "True"]
+    pretrain.main(pretrain.make_parser().parse(words))
 
 
 def probes_of(run: RunFolder) -> dict[str, ProbeSet]:
-    """Returns the probe of a run, and others: a quarter of its rows, half of each row, text of another domain."""
+    """Return the probe of a run, and others: a quarter of its rows, half of each row, text of another domain."""
     probe = ProbeSet.load(run.path / "probe.safetensors")
     rows, length = probe.input_ids_nt.shape
     tokenizer = AutoTokenizer.from_pretrained(run.path / "tokenizer", trust_remote_code=False)
-    other = probe_rows(Corpus.load(run.path / "corpus").texts("ood_test"), tokenizer, rows, length)
-    return {
-        "probe": probe,
-        "quarter": ProbeSet.from_token_ids(probe.input_ids_nt[: rows // 4]),
-        "half_length": ProbeSet.from_token_ids(probe.input_ids_nt[:, : length // 2]),
-        "other_text": ProbeSet.from_token_ids(other),
+    others = {
+        "quarter": probe.input_ids_nt[: rows // 4],
+        "half_length": probe.input_ids_nt[:, : length // 2],
+        "other_text": probe_rows(run.corpus().texts("ood_test"), tokenizer, rows, length),
     }
+    return {"probe": probe} | {name: ProbeSet.from_token_ids(ids_nt) for name, ids_nt in others.items()}
 
 
-def interventions(run: RunFolder, ks: list[int]) -> dict[str, SpectralIntervention]:
-    """Returns the spectral intervention on each cloze set of a run, with the directions of its probe."""
+def interventions(run: RunFolder, positions: str, ks: list[int]) -> dict[str, SpectralIntervention]:
+    """Return the spectral intervention on each cloze set of a run, with the directions of its probe."""
     probe = ProbeSet.load(run.path / "probe.safetensors")
-    positions = json.loads((run.path / "settings.json").read_text())["positions"]
     read = int(positions) if positions.isdigit() else positions
     sets = {name: Choices.load(run.path / f"{name}.json") for name in CLOZE}
     return {
@@ -133,10 +128,9 @@ def interventions(run: RunFolder, ks: list[int]) -> dict[str, SpectralInterventi
 
 
 def evenly_in_log(steps: list[int], number: int) -> list[int]:
-    """Returns so many of the steps, or all, evenly spaced in log updates, ending with the last."""
+    """Return so many of the steps, or all, evenly spaced in log updates, ending with the last."""
     first, last = max(1, steps[0], steps[-1] // 100), steps[-1]
-    wanted = [first * (last / first) ** (k / max(1, number - 1)) for k in range(number)] if number > 1 else [last]
-    return sorted({min(steps, key=lambda step: abs(step - want)) for want in wanted})
+    return sorted({min(steps, key=lambda step: abs(step - want)) for want in np.geomspace(last, first, number)})
 
 
 if __name__ == "__main__":

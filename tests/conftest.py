@@ -24,9 +24,12 @@ Tally = Callable[..., None]
 
 @pytest.fixture
 def tally(record_property: Callable[[str, Any], None]) -> Tally:
-    """`tally(kind, injected=1, survived=1)`: what the table at the end of `make test-faults` counts."""
+    """`tally(kind, injected=1)` counts faults for the table at the end of `make test-faults`.
 
-    def count(kind: str, injected: int = 1, survived: int = 1) -> None:
+    They are survived where the test passes, and not where it fails; or give the number that the test has `survived`.
+    """
+
+    def count(kind: str, injected: int = 1, survived: int | None = None) -> None:
         record_property("fault", [kind, injected, survived])
 
     return count
@@ -41,8 +44,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         for report in terminalreporter.getreports(outcome):
             for key, value in report.user_properties:
                 if key == "fault" and report.when == "call":
-                    injected[value[0]] += value[1]
-                    survived[value[0]] += value[2]
+                    kind, number, known = value
+                    injected[kind] += number
+                    survived[kind] += known if known is not None else number if report.passed else 0
     terminalreporter.section("faults")
     width = max(map(len, injected), default=0)
     terminalreporter.write_line(f"{'kind':<{width}} {'injected':>10} {'survived':>10}")

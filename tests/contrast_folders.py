@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 UPDATES = (0, 40, 80, 160, 320, 640, 1280, 2560)
 KS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-#: Change of each number over a stage for seed 0; seed s has (1 + s / 10) times as much.
+#: Change of each number over a stage for seed 0, in the direction that the paper states; seed s has (1 + s / 10) times
+#: as much.
 CHANGES = {
     "sft": {"rankme": 5.0, "alpha_req": -0.1, "id/loss": -0.5, "ood/loss": 0.4},
     "dpo": {"rankme": 2.0, "alpha_req": -0.05, "id/loss": 0.1, "ood/loss": 0.2, "preference/accuracy": 0.3},
@@ -41,41 +41,29 @@ def write_base(folder: Path, seed: int = 0, fingerprint: str = "corpus") -> None
 def write_stage(folder: Path, kind: str, seed: int = 0, factor: float = 1.0, **changed: Any) -> None:
     """A finished stage; ``changed`` replaces fields of the geometry records."""
     by = {key: value * factor * (1 + seed / 10) for key, value in CHANGES[kind].items()}
-    records = []
+    records, rows = [], []
     for step, share in ((0, 0.0), (10, 0.3), (20, 1.0)):
         rankme, alpha = 20.0 + seed + share * by["rankme"], 0.8 + share * by["alpha_req"]
         records += [geometry(step, "general", rankme, alpha, **changed), geometry(step, "task", 5.0 + share)]
+        starts = {key: 0.5 if key == "preference/accuracy" else 3.0 for key in by if "/" in key}
+        rows.append({"step": step} | {key: start + step / 20 * by[key] for key, start in starts.items()})
     write_lines(folder / "geometry.jsonl", records)
-    losses = {key: value for key, value in by.items() if "/" in key}
-    level = {"preference/accuracy": 0.5}
-    rows = [
-        {"step": s, "seconds": 1.0} | {k: level.get(k, 3.0) + (s / 20) * v for k, v in losses.items()}
-        for s in (0, 10, 20)
-    ]
     write_lines(folder / "behaviour.jsonl", rows)
     if kind == "grpo":
         start = {f"pass@{k}": 1 - 0.8 / k for k in KS} | {"reward": 0.2, "distinct_answers": 0.5, "self_bleu": 0.3}
-        end = {f"pass@{k}": 0.7 + 0.02 * i for i, k in enumerate(KS)} | {
-            "reward": 0.7 + seed / 100,
-            "distinct_answers": 0.1 + seed / 100,
-            "self_bleu": 0.6,
-        }
-        end["pass@256"] += seed / 1000
+        end = {f"pass@{k}": 0.7 + 0.02 * i for i, k in enumerate(KS)} | {"self_bleu": 0.6}
+        end |= {"reward": 0.7 + seed / 100, "distinct_answers": 0.1 + seed / 100, "pass@256": 0.86 + seed / 1000}
         (folder / "rollouts.json").write_text(json.dumps({"start": start, "end": end}))
-        probes = ("start_rollouts", "end_rollouts")
-        cells = {(0, probes[0]): 30.0, (0, probes[1]): 20.0, (20, probes[0]): 29.0, (20, probes[1]): 18.0}
-        write_lines(folder / "crossed.jsonl", [geometry(s, p, v + seed) for (s, p), v in cells.items()])
-    finish(folder)
-
-
-def finish(folder: Path) -> None:
+        cells = {(0, "start"): 30.0, (0, "end"): 20.0, (20, "start"): 29.0, (20, "end"): 18.0}
+        crossed = [geometry(step, f"{text}_rollouts", value + seed) for (step, text), value in cells.items()]
+        write_lines(folder / "crossed.jsonl", crossed)
     (folder / "finished.json").write_text(json.dumps({"device": "CPU", "date": "2026-11-22", "minutes": 1.5}))
 
 
-def write_contrast(root: Path, seeds: tuple[int, ...] = (0, 1, 2), factors: Mapping[int, float] | None = None) -> None:
-    """All stages of all seeds; ``factors`` multiplies a seed's changes."""
-    for seed in seeds:
-        folder, factor = root / f"seed-{seed}", (factors or {}).get(seed, 1.0)
+def write_contrast(root: Path, factors: tuple[float, ...] = (1.0, 1.0, 1.0)) -> None:
+    """All stages of as many seeds as there are factors, which multiply a seed's changes."""
+    for seed, factor in enumerate(factors):
+        folder = root / f"seed-{seed}"
         write_base(folder / "base", seed)
         for name in ("sft", "dpo", "grpo", "dpo_base", "grpo_base"):
             write_stage(folder / name, name.removesuffix("_base"), seed, factor)

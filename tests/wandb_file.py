@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from wandb.proto import wandb_internal_pb2
 
 _BLOCK, _FRAME = 32768, 7  # LevelDB's log format: 32 KiB blocks; crc (4), length (2), kind (1) before each fragment
-_FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
+_FULL, _FIRST, _LAST = 1, 2, 4
 
 
 def history(folder: str | Path) -> list[dict[str, Any]]:
@@ -22,17 +23,11 @@ def history(folder: str | Path) -> list[dict[str, Any]]:
     [file] = Path(folder).glob("**/offline-run-*/run-*.wandb")
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        kinds, rows = [], []
-        for raw in _records(file.read_bytes()):
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(raw)
-            kinds.append(record.WhichOneof("record_type"))
-            if kinds[-1] == "history":
-                rows.append(_row(record.history.item))
-        if "exit" in kinds:
-            return rows
+        records = [wandb_internal_pb2.Record.FromString(raw) for raw in _records(file.read_bytes())]
+        if any(record.WhichOneof("record_type") == "exit" for record in records):
+            return [_row(record.history.item) for record in records if record.HasField("history")]
         time.sleep(0.1)
-    raise TimeoutError(f"{file} was not finished: it holds {len(rows)} history rows and no exit record")
+    raise TimeoutError(f"{file} was not finished: it holds {len(records)} records, none of them of its exit")
 
 
 def _row(items: Any) -> dict[str, Any]:
@@ -47,19 +42,15 @@ def _row(items: Any) -> dict[str, Any]:
 
 
 def _records(data: bytes) -> Iterator[bytes]:
-    assert data[:4] == b":W&B", data[:4]
-    position, parts = 7, b""
+    position, parts = 7, b""  # behind the file's own header
     while position + _FRAME <= len(data):
         left = _BLOCK - position % _BLOCK
         if left < _FRAME:
             position += left
             continue
-        length = int.from_bytes(data[position + 4 : position + 6], "little")
-        kind = data[position + 6]
-        position += _FRAME
-        fragment = data[position : position + length]
-        position += length
-        assert kind in (_FULL, _FIRST, _MIDDLE, _LAST), kind
+        length, kind = struct.unpack_from("<HB", data, position + 4)
+        fragment = data[position + _FRAME : position + _FRAME + length]
+        position += _FRAME + length
         parts = fragment if kind in (_FULL, _FIRST) else parts + fragment
         if kind in (_FULL, _LAST):
             yield parts

@@ -18,13 +18,13 @@ BEHAVIOUR = ("memorisation/rho", "cloze_near/accuracy", "cloze_far/accuracy", "c
 
 
 def analyse(live: Path, behaviour: Path, traced: Path, intervention: Path) -> dict[str, Any]:
-    """Returns all numbers of an analysis, as plain values.
+    """Return all numbers of an analysis, as plain values.
 
     Args:
-        live: Record file of the run itself: one probe, one layer.
-        behaviour: Record file of its behaviour.
-        traced: Record file of its checkpoints on all layers and probes; the run's own probe is called "probe".
-        intervention: Record file of the spectral intervention at some checkpoints.
+        live: record file of the run itself: one probe, one layer.
+        behaviour: record file of its behaviour.
+        traced: record file of its checkpoints on all layers and probes; the run's own probe is called "probe".
+        intervention: record file of the spectral intervention at some checkpoints.
     """
     own = read_records(live)
     curves = by_curve(read_records(traced))
@@ -45,7 +45,7 @@ def analyse(live: Path, behaviour: Path, traced: Path, intervention: Path) -> di
 
 
 def by_curve(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
-    """Returns the records of each (probe, layer), in the order of their updates."""
+    """Return the records of each (probe, layer), in the order of their updates."""
     curves: dict[tuple[str, str], list[Record]] = {}
     for record in sorted(records, key=lambda record: int(record["step"])):
         curves.setdefault((record["probe"], record["layer"]), []).append(record)
@@ -53,12 +53,12 @@ def by_curve(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
 
 
 def columns(rows: Sequence[Record]) -> tuple[list[int], list[float | None], list[float | None]]:
-    """Returns updates, RankMe and α, as `find_phases` takes them."""
+    """Return updates, RankMe and α, as `find_phases` takes them."""
     return [row["step"] for row in rows], [row["rankme"] for row in rows], [row["alpha_req"] for row in rows]
 
 
 def curve_numbers(rows: Sequence[Record]) -> dict[str, Any]:
-    """Returns phases and turning points of one curve."""
+    """Return phases and turning points of one curve."""
     return {"phases": [phase.to_dict() for phase in find_phases(*columns(rows))], "turning_points": turns(rows)}
 
 
@@ -72,49 +72,40 @@ def turns(rows: Sequence[Record]) -> list[dict[str, Any]]:
 def behaviour_numbers(
     name: str, own: Sequence[Record], did: Sequence[Record], phases: Sequence[Phase]
 ) -> dict[str, Any]:
-    """Returns where a number of behaviour starts, is highest and ends, and its rank correlation with the geometry.
+    """Return where a number of behaviour starts, is highest and ends, and its rank correlation with the geometry.
 
     The correlation is over all measured updates, and over those of each phase of which there are four or more: behind
     its start, up to its end; of phases of one name the last.
     """
     values = {row["step"]: row[name] for row in did if row.get(name) is not None}
-    steps = sorted(values)
+    first, *_, last = steps = sorted(values)
     top = max(steps, key=values.__getitem__)
-    gain = values[steps[-1]] - values[steps[0]]
-    half = next(step for step in steps if gain == 0 or (values[step] - values[steps[0]]) / gain >= 0.5)
-    spans = {"all": (-1, steps[-1])} | {phase.name: (phase.start or -1, phase.end) for phase in phases}
+    gain = values[last] - values[first]
+    spans = {"all": (-1, last)} | {phase.name: (phase.start or -1, phase.end) for phase in phases}
     correlations = {}
     for label, (start, end) in spans.items():
         rows = [row for row in own if start < row["step"] <= end and row["step"] in values]
         if len(rows) >= 4:
-            correlations[label] = {
-                metric: spearman([row[metric] for row in rows], [values[row["step"]] for row in rows])
-                for metric in ("rankme", "alpha_req")
-            }
+            column = [values[row["step"]] for row in rows]
+            metrics = ("rankme", "alpha_req")
+            correlations[label] = {metric: spearman([row[metric] for row in rows], column) for metric in metrics}
     return {
-        "start": values[steps[0]],
+        "start": values[first],
         "highest": {"step": top, "value": values[top]},
-        "half_of_gain_at": half,
-        "end": values[steps[-1]],
+        "half_of_gain_at": next(s for s in steps if gain == 0 or (values[s] - values[first]) / gain >= 0.5),
+        "end": values[last],
         "rank_correlation": correlations,
     }
 
 
 def band_numbers(did: Sequence[Record]) -> dict[str, dict[str, float | None]]:
-    """Returns start, end and the update of half the drop of the loss of each token-frequency band."""
-    bands = [key for key in did[0] if key.startswith("primacy/band_")]
-    at = learned_at(did) if bands else {}
-    return {
-        key.rpartition("_")[2]: {
-            "start": did[0][key],
-            "end": did[-1][key],
-            "half_of_drop_at": at[key.partition("/")[2]],
-        }
-        for key in bands
-    }
+    """Return start, end and the update of half the drop of the loss of each token-frequency band."""
+    halves = learned_at(did) if "primacy/band_1" in did[0] else {}
+    ends = {band: {"start": did[0][f"primacy/{band}"], "end": did[-1][f"primacy/{band}"]} for band in halves}
+    return {band.removeprefix("band_"): ends[band] | {"half_of_drop_at": half} for band, half in halves.items()}
 
 
 def largest_difference(live: Sequence[Record], traced: Sequence[Record]) -> float:
-    """Returns the largest relative difference between a run's own RankMe and that of its checkpoints."""
+    """Return the largest relative difference between a run's own RankMe and that of its checkpoints."""
     logged = {row["step"]: row["rankme"] for row in live}
     return max(abs(row["rankme"] / logged[row["step"]] - 1) for row in traced)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from writing.markdown import table
 
 
 def render(numbers: Mapping[str, Any]) -> str:
-    """Returns the report of what `analysis_numbers.analyse` gives."""
+    """Return the report of what `numbers.analyse` gives."""
     probe = numbers["probe"]
     window = "–".join(map(str, probe["alpha_window"]))
     parts = [
@@ -31,68 +33,54 @@ def render(numbers: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Returns a table of Markdown."""
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
-
-
 def phases_line(phases: Sequence[Mapping[str, Any]]) -> str:
-    """Returns phases in words: the name of each and its first and last update."""
+    """Return phases in words: the name of each and its first and last update."""
     return "; ".join(f"{phase['name']} {phase['start']:,.0f}–{phase['end']:,.0f}" for phase in phases) or "none"
 
 
 def curves_table(kind: str, curves: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns a row for each curve: RankMe where it starts, where its phases end and where it ends; and the phases."""
+    """Return a row for each curve: RankMe where it starts, where its phases end and where it ends; and the phases."""
     rows = []
     for name, curve in curves.items():
-        marks = [f"{_number(mark['rankme'])} ({mark['step']:,})" for mark in curve["turning_points"]]
+        marks = [_at(mark) for mark in curve["turning_points"]]
         rows.append([name, " → ".join(marks), phases_line(curve["phases"])])
     return table([kind, "RankMe", "phases"], rows)
 
 
 def behaviour_table(behaviour: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns a row for each number: its course, and its rank correlation with RankMe and with α by phase."""
+    """Return a row for each number: its course, and its rank correlation with RankMe and with α by phase."""
     spans = list(dict.fromkeys(span for row in behaviour.values() for span in row["rank_correlation"]))
-    heads = ["", "start", "highest", "end", "half of the gain at", *(f"ρ with RankMe, α: {span}" for span in spans)]
     rows = []
     for name, row in behaviour.items():
+        highest = {"step": row["highest"]["step"], "rankme": row["highest"]["value"]}
+        course = [_number(row["start"]), _at(highest), _number(row["end"]), f"{row['half_of_gain_at']:,}"]
         found = [row["rank_correlation"].get(span) for span in spans]
-        rows.append(
-            [
-                f"`{name}`",
-                _number(row["start"]),
-                f"{_number(row['highest']['value'])} ({row['highest']['step']:,})",
-                _number(row["end"]),
-                f"{row['half_of_gain_at']:,}",
-                *("" if f is None else f"{_signed(f['rankme'])}, {_signed(f['alpha_req'])}" for f in found),
-            ]
-        )
-    return table(heads, rows)
+        both = ["" if f is None else f"{_signed(f['rankme'])}, {_signed(f['alpha_req'])}" for f in found]
+        rows.append([f"`{name}`", *course, *both])
+    columns = ["", "start", "highest", "end", "half of the gain at"]
+    return table([*columns, *(f"ρ with RankMe, α: {span}" for span in spans)], rows)
+
+
+def _at(point: Mapping[str, Any]) -> str:
+    return f"{_number(point['rankme'])} ({point['step']:,})"
 
 
 def bands_table(bands: Mapping[str, Mapping[str, float]]) -> str:
-    """Returns a row for each band of token frequency, the most frequent first."""
-    heads = ["band", "loss at the start", "at the end", "half of the drop at"]
+    """Return a row for each band of token frequency, the most frequent first."""
+    header = ["band", "loss at the start", "at the end", "half of the drop at"]
     rows = [[n, f"{b['start']:.2f}", f"{b['end']:.2f}", f"{b['half_of_drop_at']:,.0f}"] for n, b in bands.items()]
-    return table(heads, rows)
+    return table(header, rows)
 
 
 def intervention_tables(records: Sequence[Mapping[str, Any]]) -> str:
-    """Returns a table for each cloze set: a row for each intervention, a column for each checkpoint."""
-    ends = ("_low", "_high")
-    keys = [key for key in records[0] if "/" in key and not key.endswith(ends)]
-    parts = []
-    for measure in dict.fromkeys(key.partition("/")[0] for key in keys):
-        heads = [measure.removeprefix("intervention_"), *(f"update {record['step']:,}" for record in records)]
-        rows = []
-        for key in (key for key in keys if key.startswith(f"{measure}/")):
-            cells = [[record[f"{key}{end}"] for end in ("", *ends)] for record in records]
-            rows.append(
-                [key.partition("/")[2].replace("_", " "), *(f"{a:.3f} ({lo:.3f}–{hi:.3f})" for a, lo, hi in cells)]
-            )
-        parts.append(table(heads, rows))
-    return "\n\n".join(parts)
+    """Return a table for each cloze set: a row for each intervention, a column for each checkpoint."""
+    tables: dict[str, list[list[str]]] = {}
+    for key in (key for key in records[0] if "/" in key and not key.endswith(("_low", "_high"))):
+        measure, _, change = key.partition("/")
+        cells = [f"{r[key]:.3f} ({r[f'{key}_low']:.3f}–{r[f'{key}_high']:.3f})" for r in records]
+        tables.setdefault(measure, []).append([change.replace("_", " "), *cells])
+    updates = [f"update {record['step']:,}" for record in records]
+    return "\n\n".join(table([name.removeprefix("intervention_"), *updates], rows) for name, rows in tables.items())
 
 
 def _number(value: float) -> str:

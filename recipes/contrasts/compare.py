@@ -3,50 +3,54 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from operator import itemgetter
+from typing import Any, Literal
 
 from text.arithmetic import ANSWERS
 
-from contrasts.read import Contrast, StageNumbers
-from contrasts.table import mean
-from contrasts.verdicts import OVERTRAINING, Statement, crossing, judge, of_stage, shown, slope
+from contrasts.read import Contrast, Stage
+from contrasts.verdicts import Statement, crossing, judge, mean, of_stage, shown, slope
 
 MOST_TRIES = 256
 HARDEST_PASS_1, LEAST_GAIN = 0.3, 0.3
 
+#: Numbers by seed, None where there is none.
+Values = list[float | None]
+#: Overtraining of one seed: a row for each checkpoint.
+Curve = list[dict[str, Any]]
 
-def compare(found: Contrast, preset: str, real: Mapping[str, Mapping[int, StageNumbers]] | None) -> dict[str, Any]:
-    """Returns every number and verdict, as JSON takes them. Lists go by seed."""
-    seeds = found.seeds
-    statements, others = [], []
-    for name in sorted(found.stages, key=_order):
-        statements += [_finding(statement, found.stages[name], seeds) for statement in of_stage(name)]
-        others += [_finding(statement, found.stages[name], seeds) for statement in shown(name)]
-    statements += [_slope_finding(found, statement) for statement in OVERTRAINING if found.overtraining]
-    grpo = [name for name in ("grpo", "grpo_base") if name in found.stages]
+
+def compare(found: Contrast, preset: str, seeds: Sequence[int], real: Mapping[str, Stage] | None) -> dict[str, Any]:
+    """Return every number and verdict, as JSON takes them. Lists go by seed."""
+    stages = {name: found.stages[name] for name in sorted(found.stages, key=_order)}
+    grpo = {name: stage for name, stage in stages.items() if name in ("grpo", "grpo_base")}
+    statements = [_finding(statement, stage) for name, stage in stages.items() for statement in of_stage(name)]
+    others = [_finding(statement, stage) for name, stage in stages.items() for statement in shown(name)]
+    curves = [found.overtraining.get(seed) for seed in seeds] if found.overtraining else []
     return {
-        "header": _header(found, preset),
+        "header": _header(found, preset, seeds),
         "missing": found.missing,
         "notes": found.notes,
-        "statements": statements,
-        "shown": [row for row in others if any(change is not None for change in row["changes"])],
-        "pass_at_k": {name: _pass_curves(found.stages[name], seeds) for name in grpo},
-        "crossed": {name: _crossed(found.stages[name], name, seeds) for name in grpo},
+        "statements": statements + [_slope_finding(known, curves) for known in of_stage("overtraining") if curves],
+        "shown": [row for row in others if row["mean"] is not None],
+        "pass_at_k": {name: _pass_curves(stage) for name, stage in grpo.items()},
+        "crossed": {name: _crossed(name, stage) for name, stage in grpo.items()},
         "overtraining": {str(seed): rows for seed, rows in found.overtraining.items()},
-        "overtraining_end": _rise_at_end(found),
-        "requirement": _requirement(found.stages.get("grpo_base", {}), seeds),
+        "overtraining_end": _rise_at_end(curves) if curves else None,
+        "requirement": _requirement(stages.get("grpo_base", {})),
         "real": None if real is None else _real(real),
     }
 
 
 def guessing(answers: int, tries: int) -> float:
-    """Returns the chance that one of so many uniform guesses over so many answers is right."""
+    """Return the chance that one of so many uniform guesses over so many answers is right."""
     return 1 - (1 - 1 / answers) ** tries
 
 
 def clock_minutes(times: Sequence[Mapping[str, Any]]) -> float:
-    """Returns for how many minutes at least one of the commands was running."""
+    """Return for how many minutes at least one of the commands was running."""
     total, until = 0.0, float("-inf")
     for began, ended in sorted((row["began"], row["began"] + 60 * row["minutes"]) for row in times):
         total += max(0.0, ended - max(began, until))
@@ -58,12 +62,12 @@ def _order(name: str) -> tuple[bool, int]:
     return name.endswith("_base"), ("sft", "dpo", "grpo").index(name.removesuffix("_base"))
 
 
-def _header(found: Contrast, preset: str) -> dict[str, Any]:
-    stages = [numbers for by_seed in found.stages.values() for numbers in by_seed.values()]
+def _header(found: Contrast, preset: str, seeds: Sequence[int]) -> dict[str, Any]:
+    stages = [numbers for stage in found.stages.values() for numbers in stage.values() if numbers is not None]
     unique = lambda key: sorted({str(stage.finished[key]) for stage in stages if key in stage.finished})
     return {
         "preset": preset,
-        "seeds": found.seeds,
+        "seeds": list(seeds),
         "devices": unique("device"),
         "dates": unique("date"),
         "stage_minutes": sum(row["minutes"] for row in found.times),
@@ -73,104 +77,91 @@ def _header(found: Contrast, preset: str) -> dict[str, Any]:
     }
 
 
-def _finding(statement: Statement, by_seed: Mapping[int, StageNumbers], seeds: Sequence[int]) -> dict[str, Any]:
-    value = lambda seed, end: (by_seed[seed].end if end else by_seed[seed].start).get(statement.source)
-    starts = [value(seed, False) if seed in by_seed else None for seed in seeds]
-    ends = [value(seed, True) if seed in by_seed else None for seed in seeds]
-    return _flat(judge(statement, starts, ends))
+def _values(stage: Stage, side: Literal["start", "end"], source: str) -> Values:
+    return [None if numbers is None else getattr(numbers, side).get(source) for numbers in stage.values()]
 
 
-def _flat(finding: Any) -> dict[str, Any]:
-    row = dataclasses.asdict(finding)
-    return row.pop("statement") | row
+def _judged(statement: Statement, *numbers: Values) -> dict[str, Any]:
+    return dataclasses.asdict(judge(statement, *numbers))
 
 
-def _over_seeds(found: Contrast, function: Callable[[list[dict[str, float]]], float | None]) -> list[float | None]:
-    return [function(found.overtraining[seed]) if seed in found.overtraining else None for seed in found.seeds]
+def _finding(statement: Statement, stage: Stage) -> dict[str, Any]:
+    return _judged(statement, *(_values(stage, side, statement.source) for side in ("start", "end")))
 
 
-def _slope_finding(found: Contrast, statement: Statement) -> dict[str, Any]:
+def _slope_finding(statement: Statement, curves: Sequence[Curve | None]) -> dict[str, Any]:
     loss, against = statement.source.split("/")
-    key = "log10_tokens" if against == "tokens" else against
-    slopes = _over_seeds(found, lambda rows: slope([row[key] for row in rows], [row[loss] for row in rows]))
-    first, last = (_over_seeds(found, lambda rows, at=at: rows[at][loss]) for at in (0, -1))
-    return _flat(judge(statement, first, last, slopes))
+    x = "log10_tokens" if against == "tokens" else against
+    slopes = [rows and slope([row[x] for row in rows], [row[loss] for row in rows]) for rows in curves]
+    return _judged(statement, *([rows and rows[at][loss] for rows in curves] for at in (0, -1)), slopes)
 
 
-def _rise_at_end(found: Contrast) -> dict[str, Any] | None:
-    if not found.overtraining:
+def _rise_at_end(curves: Sequence[Curve | None]) -> dict[str, Any]:
+    lowest = [rows and min(row["ood"] for row in rows[:-1]) for rows in curves]
+    statement = Statement("overtraining", "ood loss, lowest before the last → last", "ood")
+    return _judged(statement, lowest, [rows and rows[-1]["ood"] for rows in curves])
+
+
+def _pass_curves(stage: Stage) -> dict[str, Any]:
+    sources = {source for numbers in stage.values() if numbers for source in numbers.start}
+    tries = sorted(int(source.removeprefix("many/pass@")) for source in sources if source.startswith("many/pass@"))
+    rows = [_finding(Statement("grpo", f"pass@{k}", f"many/pass@{k}"), stage) for k in tries]
+    each = [_crossing_at(tries, rows, itemgetter(index)) for index in range(len(stage))]
+    return {"k": tries, "rows": rows, "crossing": _crossing_at(tries, rows, mean), "crossing_by_seed": each}
+
+
+def _crossing_at(
+    tries: Sequence[int], rows: Sequence[Mapping[str, Any]], pick: Callable[[Values], float | None]
+) -> dict[str, Any] | None:
+    """Return which of the curves before and after leads first, and from which k on it trails."""
+    before, after = ([pick(row[side]) for row in rows] for side in ("starts", "ends"))
+    if not rows or None in before or None in after:
         return None
-    lowest = _over_seeds(found, lambda rows: min(row["ood"] for row in rows[:-1]))
-    last = _over_seeds(found, lambda rows: rows[-1]["ood"])
-    return _flat(judge(Statement("overtraining", "ood loss, lowest before the last → last", "ood"), lowest, last))
-
-
-def _pass_curves(by_seed: Mapping[int, StageNumbers], seeds: Sequence[int]) -> dict[str, Any]:
-    keys = {key for numbers in by_seed.values() for key in numbers.start if key.startswith("many/pass@")}
-    tries = sorted(int(key.removeprefix("many/pass@")) for key in keys)
-    rows = [_finding(Statement("grpo", f"pass@{k}", f"many/pass@{k}"), by_seed, seeds) for k in tries]
-    by_seed_at = [
-        _crossing_at(tries, *([row[which][index] for row in rows] for which in ("starts", "ends")))
-        for index in range(len(seeds))
-    ]
-    means = [[mean(row[which]) for row in rows] for which in ("starts", "ends")]
-    return {"k": tries, "rows": rows, "crossing": _crossing_at(tries, *means), "crossing_by_seed": by_seed_at}
-
-
-def _crossing_at(tries: list[int], before: list[float | None], after: list[float | None]) -> dict[str, Any] | None:
-    if not tries or None in before or None in after:
-        return None
-    at = crossing(before, after)
-    leads = next((b > a for a, b in zip(before, after, strict=True) if a != b), None)
+    leads, at = crossing(before, after)
     return {"after_leads_first": leads, "k": None if at is None else tries[at]}
 
 
-def _crossed(by_seed: Mapping[int, StageNumbers], stage: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
-    found = []
-    for metric, name in {"rankme": "RankMe", "alpha_req": "α", "top1_share": "λ₁/Σλ"}.items():
-        cell = lambda weights, text, metric=metric: [
-            by_seed[seed].crossed.get((weights, text), {}).get(metric) if seed in by_seed else None for seed in seeds
-        ]
-        cells = {(weights, text): cell(weights, text) for weights in ("start", "end") for text in ("start", "end")}
+def _crossed(name: str, stage: Stage) -> list[dict[str, Any]]:
+    found, sides = [], ("start", "end")
+    for metric, shown_as in {"rankme": "RankMe", "alpha_req": "α", "top1_share": "λ₁/Σλ"}.items():
+        cells = {(w, text): _values(stage, w, f"crossed/{text}_rollouts/{metric}") for w in sides for text in sides}
         # The effect of one factor is the mean of its effects at both levels of the other.
         halves = {
-            "weights": [_average(cells[when, "start"], cells[when, "end"]) for when in ("start", "end")],
-            "rollouts": [_average(cells["start", when], cells["end", when]) for when in ("start", "end")],
+            "weights": [_average(cells[side, "start"], cells[side, "end"]) for side in sides],
+            "rollouts": [_average(cells["start", side], cells["end", side]) for side in sides],
         }
         effects = {
-            factor: _flat(judge(Statement(stage, f"{name} by {factor}", f"crossed/{metric}"), *pair))
+            factor: _judged(Statement(name, f"{shown_as} by {factor}", f"crossed/{metric}"), *pair)
             for factor, pair in halves.items()
         }
         if effects["weights"]["mean"] is not None:
             named = {f"{weights} weights, {text} rollouts": values for (weights, text), values in cells.items()}
-            found.append({"metric": name, "cells": named, **effects})
+            found.append({"metric": shown_as, "cells": named, **effects})
     return found
 
 
-def _requirement(by_seed: Mapping[int, StageNumbers], seeds: Sequence[int]) -> dict[str, Any] | None:
-    key = f"pass@{MOST_TRIES}"
-    starts = [by_seed[seed].start if seed in by_seed else {} for seed in seeds]
-    ones, many = ([start.get(f"many/pass@{k}") for start in starts] for k in (1, MOST_TRIES))
-    if set(ones) == {None} or set(many) == {None}:
+def _requirement(stage: Stage) -> dict[str, Any] | None:
+    ones, many = (_values(stage, "start", f"many/pass@{k}") for k in (1, MOST_TRIES))
+    if mean(ones) is None or mean(many) is None:
         return None
     answers = [len(ANSWERS[terms]) for terms in (2, 3)]  # half of the problems are of each kind
-    guess = sum(guessing(count, MOST_TRIES) for count in answers) / len(answers)
+    guess = statistics.fmean(guessing(count, MOST_TRIES) for count in answers)
+    least = guess + LEAST_GAIN
     met = [
-        None if one is None or most is None else one < HARDEST_PASS_1 and most >= guess + LEAST_GAIN
+        None if one is None or most is None else one < HARDEST_PASS_1 and most >= least
         for one, most in zip(ones, many, strict=True)
     ]
-    return {"answers": answers, "guessing": guess, "least": guess + LEAST_GAIN, "pass@1": ones, key: many} | {
-        "met": met
-    }
+    found = {"answers": answers, "guessing": guess, "least": least, "pass@1": ones, f"pass@{MOST_TRIES}": many}
+    return found | {"met": met}
 
 
-def _real(stages: Mapping[str, Mapping[int, StageNumbers]]) -> dict[str, Any]:
-    seeds = sorted({seed for by_seed in stages.values() for seed in by_seed})
-    known = [dataclasses.replace(s, direction=0) for name in sorted(stages, key=_order) for s in of_stage(name)]
-    first = next(iter(next(iter(stages.values())).values()))
-    rows = [_finding(statement, stages[statement.stage], seeds) for statement in known]
-    return {"seeds": seeds, "probe": first.probe, "finished": first.finished, "rows": rows}
+def _real(stages: Mapping[str, Stage]) -> dict[str, Any]:
+    names = sorted(stages, key=_order)
+    first = next(numbers for numbers in stages[names[0]].values() if numbers is not None)
+    known = [dataclasses.replace(statement, direction=0) for name in names for statement in of_stage(name)]
+    rows = [_finding(statement, stages[statement.stage]) for statement in known]
+    return {"seeds": list(stages[names[0]]), "probe": first.probe, "finished": first.finished, "rows": rows}
 
 
-def _average(one: Sequence[float | None], other: Sequence[float | None]) -> list[float | None]:
+def _average(one: Values, other: Values) -> Values:
     return [None if a is None or b is None else (a + b) / 2 for a, b in zip(one, other, strict=True)]

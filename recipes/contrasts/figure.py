@@ -6,113 +6,124 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from contrasts.table import NAMES, mean
+from contrasts.table import NAMES
 from geomcallbacks.report.style import COLOURS, GREY, INK, PEAK, SOFT, TROUGH, style
 
 _WIDTH = 0.56  # of a start → end pair, in units of the distance between two
-_GEOMETRY = {"rankme": "RankMe", "alpha_req": "α", "top1_share": "λ₁ / Σλ"}
-_LOSSES = (("sft", "behaviour/id/loss"), ("sft", "behaviour/ood/loss"), ("dpo", "behaviour/ood/loss"))
-_SHARES = (
-    ("dpo", "behaviour/preference/accuracy", "DPO\npreference\naccuracy"),
-    ("grpo", "many/reward", "GRPO\nreward"),
-    ("grpo", "many/distinct_answers", "GRPO\ndistinct\nanswers"),
-)
-
-
-def draw(numbers: Mapping[str, Any], path: Path) -> None:
-    """Draws the figure for what `contrast_compare.compare` gives."""
-    figure = Figure(figsize=(12.5, 10.5), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(3, 3)
-    for axis in axes.flat:
-        style(axis, grid="y")
-    rows = {(row["stage"], row["source"]): row for row in (*numbers["statements"], *numbers["shown"])}
-    window = "–".join(map(str, numbers["header"]["probe"]["alpha_window"]))
-    for axis, (metric, label) in zip(axes[0], _GEOMETRY.items(), strict=True):
-        pairs = [(NAMES[stage], rows.get((stage, f"geometry/general/{metric}"))) for stage in ("sft", "dpo", "grpo")]
-        _pairs(axis, pairs, COLOURS[metric])
-        axis.set_title(f"{label}, ranks {window}" if metric == "alpha_req" else label, **_TITLE)
-    labels = ("SFT\nin distr.", "SFT\nout of distr.", "DPO\nout of distr.")
-    _pairs(axes[1, 0], list(zip(labels, map(rows.get, _LOSSES), strict=True)), COLOURS["loss"])
-    axes[1, 0].set_title("Loss on instruction pairs", **_TITLE)
-    _pairs(axes[1, 1], [(label, rows.get((stage, source))) for stage, source, label in _SHARES], COLOURS["loss"])
-    axes[1, 1].set_title("Preference, reward, diversity", **_TITLE)
-    _pass_at_k(axes[1, 2], numbers["pass_at_k"].get("grpo"))
-    _overtraining(axes[2], numbers["overtraining"], rows)
-    figure.get_layout_engine().set(h_pad=0.12, w_pad=0.08)
-    figure.suptitle(_title(numbers["header"]), x=0.01, ha="left", fontsize=13, color=INK)
-    figure.supxlabel(_NOTE, x=0.01, ha="left", fontsize=8.5, color=SOFT)
-    figure.savefig(path, dpi=130)
-
-
-_SEED = dict(linewidth=0.9, alpha=0.55)
-_TITLE = dict(loc="left", fontsize=11, color=INK, pad=8)
+_GEOMETRY = {"rankme": "RankMe", "alpha_req": "α, ranks {}", "top1_share": "λ₁ / Σλ"}
+_LOSSES = {
+    "SFT\nin distr.": ("sft", "behaviour/id/loss"),
+    "SFT\nout of distr.": ("sft", "behaviour/ood/loss"),
+    "DPO\nout of distr.": ("dpo", "behaviour/ood/loss"),
+}
+_SHARES = {
+    "DPO\npreference\naccuracy": ("dpo", "behaviour/preference/accuracy"),
+    "GRPO\nreward": ("grpo", "many/reward"),
+    "GRPO\ndistinct\nanswers": ("grpo", "many/distinct_answers"),
+}
+_OVERTRAINING = {
+    "id": ("Overtraining: in-distribution loss after SFT", COLOURS["loss"]),
+    "ood": ("Overtraining: out-of-distribution loss after SFT", COLOURS["loss"]),
+    "rankme": ("RankMe of the base", COLOURS["rankme"]),
+}
+_MARKS = {"reproduced": ("✓", PEAK), "opposite": ("×", TROUGH), "inconclusive": ("?", SOFT)}
 _NOTE = (
     "Top: general-text probe, in the chain base → SFT → DPO → GRPO. Open circle: first update of a stage; full circle: "
     "last; thin lines: seeds; thick line: their mean.\nMark above a pair: the paper's direction, ✓ reproduced, "
     "× opposite, ? inconclusive (95 % Student t interval over seeds)."
 )
 
+Rows = Mapping[tuple[str, str], Mapping[str, Any]]
 
-def _title(header: Mapping[str, Any]) -> str:
-    dates = sorted({*header["dates"][:1], *header["dates"][-1:]})
+
+def draw(numbers: Mapping[str, Any], path: Path) -> None:
+    """Draw the figure for what `compare.compare` gives."""
+    header = numbers["header"]
+    figure = Figure(figsize=(12.5, 10.5), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(3, 3)
+    rows = {(row["stage"], row["source"]): row for row in (*numbers["statements"], *numbers["shown"])}
+    window = "–".join(map(str, header["probe"]["alpha_window"]))
+    for axis, (metric, title) in zip(axes[0], _GEOMETRY.items(), strict=True):
+        stages = {NAMES[stage]: (stage, f"geometry/general/{metric}") for stage in ("sft", "dpo", "grpo")}
+        _pairs(axis, title.format(window), stages, rows, COLOURS[metric])
+    _pairs(axes[1, 0], "Loss on instruction pairs", _LOSSES, rows, COLOURS["loss"])
+    _pairs(axes[1, 1], "Preference, reward, diversity", _SHARES, rows, COLOURS["loss"])
+    _pass_at_k(axes[1, 2], numbers["pass_at_k"].get("grpo"))
+    for axis, (key, (title, colour)) in zip(axes[2], _OVERTRAINING.items(), strict=True):
+        _overtraining(axis, title, key, colour, list(numbers["overtraining"].values()))
+        if row := rows.get(("overtraining", f"{key}/tokens")):
+            _mark(axis, 0.5, row, "axes fraction")
+    figure.get_layout_engine().set(h_pad=0.12, w_pad=0.08)
     seeds = ", ".join(map(str, header["seeds"]))
-    where = ", ".join([*header["devices"], " to ".join(dates)])
-    return f"Post-training contrasts: {header['preset']}, seeds {seeds}; {where}"
+    where = ", ".join([*header["devices"], " to ".join(sorted({*header["dates"][:1], *header["dates"][-1:]}))])
+    title = f"Post-training contrasts: {header['preset']}, seeds {seeds}; {where}"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=13, color=INK)
+    figure.supxlabel(_NOTE, x=0.01, ha="left", fontsize=8.5, color=SOFT)
+    figure.savefig(path, dpi=130)
 
 
-def _pairs(axis: Axes, pairs: Sequence[tuple[str, Mapping[str, Any] | None]], colour: str) -> None:
-    """Draws start → end of each seed, a group for each number, and the verdict above it."""
-    for group, (_, row) in enumerate(pairs):
-        if row is None:
-            _absent(axis, group)
+def _dress(axis: Axes, title: str) -> None:
+    style(axis, grid="y")
+    axis.set_title(title, loc="left", fontsize=11, color=INK, pad=8)
+
+
+def _lines(axis: Axes, x: Any, values_ks: np.ndarray, colour: str, **marker: Any) -> None:
+    """Draw a thin line for each seed, a column of the values (k, s), and a thick one for their mean."""
+    axis.plot(x, values_ks, color=colour, linewidth=0.9, alpha=0.55)
+    middle = np.mean(x, axis=1) if np.ndim(x) == 2 else x
+    axis.plot(middle, np.nanmean(values_ks, axis=1), color=colour, linewidth=2.6, **marker)
+
+
+def _pairs(axis: Axes, title: str, groups: Mapping[str, tuple[str, str]], rows: Rows, colour: str) -> None:
+    """Draw start → end of each seed, a group for each number, and the verdict above it."""
+    _dress(axis, title)
+    for group, key in enumerate(groups.values()):
+        row = rows.get(key)
+        pairs_2s = np.array([row["starts"], row["ends"]], dtype=float) if row else np.empty((2, 0))
+        pairs_2s = pairs_2s[:, np.isfinite(pairs_2s).all(0)]
+        if row is None or not pairs_2s.size:
+            _not_run(axis, group, "data")
             continue
-        seeds = [pair for pair in zip(row["starts"], row["ends"], strict=True) if None not in pair]
         sides = (group - _WIDTH / 2, group + _WIDTH / 2)
-        for pair in seeds:
-            axis.plot(sides, pair, color=colour, **_SEED)
-            axis.plot(sides[0], pair[0], marker="o", markersize=4.5, color=colour, markerfacecolor="white")
-            axis.plot(sides[1], pair[1], marker="o", markersize=4.5, color=colour)
-        if seeds:
-            axis.plot(sides, [mean([pair[side] for pair in seeds]) for side in (0, 1)], color=colour, linewidth=2.6)
-            _mark(axis, group, row)
-    axis.set_xticks(range(len(pairs)), [label for label, _ in pairs])
-    axis.set_xlim(-0.55, len(pairs) - 0.45)
+        _lines(axis, sides, pairs_2s, colour)
+        for side, values_s, fill in zip(sides, pairs_2s, ("white", colour), strict=True):
+            axis.plot([side] * len(values_s), values_s, "o", markersize=4.5, color=colour, markerfacecolor=fill)
+        _mark(axis, group, row, "data")
+    axis.set_xticks(range(len(groups)), list(groups))
+    axis.set_xlim(-0.55, len(groups) - 0.45)
     axis.margins(y=0.08)
     low, high = axis.get_ylim()
     axis.set_ylim(low, high + 0.14 * (high - low))  # room for the marks
 
 
-def _mark(axis: Axes, x: float, row: Mapping[str, Any], coordinates: str = "data") -> None:
-    marks = {"reproduced": ("✓", PEAK), "opposite": ("×", TROUGH), "inconclusive": ("?", SOFT)}
-    if row["verdict"] not in marks:
-        return
-    sign, colour = marks[row["verdict"]]
-    text = f"{'↑' if row['direction'] > 0 else '↓'} {sign}"
-    where = dict(xycoords=(coordinates, "axes fraction"), ha="center", va="bottom")
-    axis.annotate(text, (x, 0.93), fontsize=11, fontweight="bold", color=colour, **where)
+def _mark(axis: Axes, x: float, row: Mapping[str, Any], coordinates: str) -> None:
+    if row["verdict"] in _MARKS:
+        sign, colour = _MARKS[row["verdict"]]
+        where = dict(xycoords=(coordinates, "axes fraction"), ha="center", va="bottom")
+        text = f"{'↑' if row['direction'] > 0 else '↓'} {sign}"
+        axis.annotate(text, (x, 0.93), fontsize=11, fontweight="bold", color=colour, **where)
 
 
-def _absent(axis: Axes, group: int) -> None:
-    where = dict(xycoords=("data", "axes fraction"), ha="center", va="center")
-    axis.annotate("not run", (group, 0.5), fontsize=9, color=GREY, **where)
+def _not_run(axis: Axes, x: float = 0.5, coordinates: str = "axes fraction") -> None:
+    where = dict(xycoords=(coordinates, "axes fraction"), ha="center", va="center")
+    axis.annotate("not run", (x, 0.5), fontsize=9, color=GREY, **where)
 
 
 def _pass_at_k(axis: Axes, curves: Mapping[str, Any] | None) -> None:
-    axis.set_title("pass@k before and after GRPO", **_TITLE)
+    _dress(axis, "pass@k before and after GRPO")
     if not curves or not curves["rows"]:
-        axis.text(0.5, 0.5, "not run", transform=axis.transAxes, ha="center", color=GREY)
+        _not_run(axis)
         return
-    for which, colour in (("starts", GREY), ("ends", PEAK)):
-        for index in range(len(curves["rows"][0][which])):
-            axis.plot(curves["k"], [row[which][index] for row in curves["rows"]], color=colour, **_SEED)
-        means = [mean(row[which]) for row in curves["rows"]]
-        axis.plot(curves["k"], means, color=colour, linewidth=2.6, marker="o", markersize=4)
+    for side, colour in (("starts", GREY), ("ends", PEAK)):
+        values_ks = np.array([row[side] for row in curves["rows"]], dtype=float)
+        _lines(axis, curves["k"], values_ks, colour, marker="o", markersize=4)
     axis.set_xscale("log", base=2)
     axis.set_xticks(curves["k"], [str(k) for k in curves["k"]])
     axis.set_xlabel("k")
@@ -121,26 +132,13 @@ def _pass_at_k(axis: Axes, curves: Mapping[str, Any] | None) -> None:
 
 
 def _overtraining(
-    axes: Sequence[Axes],
-    by_seed: Mapping[str, Sequence[Mapping[str, float]]],
-    rows: Mapping[tuple[str, str], Mapping[str, Any]],
+    axis: Axes, title: str, key: str, colour: str, seeds: Sequence[Sequence[Mapping[str, float]]]
 ) -> None:
-    panels = {
-        "id": ("Overtraining: in-distribution loss after SFT", COLOURS["loss"]),
-        "ood": ("Overtraining: out-of-distribution loss after SFT", COLOURS["loss"]),
-        "rankme": ("RankMe of the base", COLOURS["rankme"]),
-    }
-    for axis, (key, (title, colour)) in zip(axes, panels.items(), strict=True):
-        axis.set_title(title, **_TITLE)
-        axis.set_xlabel("tokens of pretraining")
-        if not by_seed:
-            axis.text(0.5, 0.5, "not run", transform=axis.transAxes, ha="center", color=GREY)
-            continue
-        for points in by_seed.values():
-            axis.plot([point["tokens"] for point in points], [point[key] for point in points], color=colour, **_SEED)
-        ranks = list(zip(*by_seed.values(), strict=True))
-        means = [[mean([point[name] for point in rank]) for rank in ranks] for name in ("tokens", key)]
-        axis.plot(*means, color=colour, linewidth=2.6, marker="o", markersize=4)
-        axis.set_xscale("log")
-        if row := rows.get(("overtraining", f"{key}/tokens")):
-            _mark(axis, 0.5, row, "axes fraction")
+    _dress(axis, title)
+    axis.set_xlabel("tokens of pretraining")
+    if not seeds:
+        _not_run(axis)
+        return
+    tokens_ks, values_ks = (np.array([[row[name] for row in rows] for rows in seeds]).T for name in ("tokens", key))
+    _lines(axis, tokens_ks, values_ks, colour, marker="o", markersize=4)
+    axis.set_xscale("log")

@@ -6,11 +6,8 @@ import dataclasses
 import math
 from pathlib import Path
 
+from contrasts.settings import ContrastSettings
 from geomcallbacks import read_records
-
-#: Stages by folder: the recipe, and the folder that it starts from (None: the base).
-CHAIN = {"sft": ("sft", None), "dpo": ("dpo", "sft"), "grpo": ("grpo", "dpo")}
-FROM_BASE = {"dpo_base": ("dpo", None), "grpo_base": ("grpo", None)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,22 +15,26 @@ class Step:
     """One command of one seed.
 
     Attributes:
-        seed: The seed.
-        name: Name of the stage, as it is printed.
-        recipe: Name of the script, without its suffix.
-        folder: Where it writes.
-        start: Stage or checkpoint that it starts from; None for the base's last weights.
+        seed: the seed.
+        root: folder of the seed.
+        name: name of the stage: its folder in `root`.
+        recipe: name of the script, without its suffix.
+        start: stage or checkpoint in `root` that it starts from; None for the base's last weights.
     """
 
     seed: int
+    root: Path
     name: str
     recipe: str
-    folder: Path
-    start: Path | None = None
+    start: str | None = None
 
     @property
-    def finished(self) -> bool:
-        """Whether it has been run to its end."""
+    def folder(self) -> Path:
+        """Where it writes."""
+        return self.root / self.name
+
+    def is_finished(self) -> bool:
+        """Return whether it has been run to its end."""
         return (self.folder / ("geometry.png" if self.recipe == "pretrain" else "finished.json")).is_file()
 
     @property
@@ -42,56 +43,52 @@ class Step:
         return self.folder.with_name(f"{self.folder.name}.log")
 
 
-def seed_folder(output_dir: str | Path, seed: int) -> Path:
-    """Returns the folder of a seed."""
-    return Path(output_dir) / f"seed-{seed}"
-
-
-def base_step(root: Path, seed: int) -> Step:
-    """Returns the pretraining of a seed."""
-    return Step(seed, "base", "pretrain", root / "base")
+def base_step(output_dir: str | Path, seed: int) -> Step:
+    """Return the pretraining of a seed."""
+    return Step(seed, Path(output_dir) / f"seed-{seed}", "base", "pretrain")
 
 
 def chain_steps(root: Path, seed: int) -> list[Step]:
-    """Returns SFT, DPO and GRPO, each from the one before it."""
-    return _steps(root, seed, CHAIN)
+    """Return SFT, DPO and GRPO, each from the one before it."""
+    starts = {"sft": None, "dpo": "sft", "grpo": "dpo"}
+    return [Step(seed, root, name, name, start) for name, start in starts.items()]
 
 
-def from_base_steps(root: Path, seed: int) -> list[Step]:
-    """Returns DPO and GRPO straight from the base."""
-    return _steps(root, seed, FROM_BASE)
+def branches(base: Step, settings: ContrastSettings) -> list[list[Step]]:
+    """Return what starts from a base, in rows of steps that need each other.
+
+    SFT from its checkpoints is known once the base is finished.
+    """
+    rows = [chain_steps(base.root, base.seed)]
+    if settings.from_base:
+        rows += [[Step(base.seed, base.root, f"{recipe}_base", recipe)] for recipe in ("dpo", "grpo")]
+    if settings.overtraining and base.is_finished():
+        *early, _ = overtraining_steps(base, settings.overtraining).values()
+        rows += [[step] for step in early]
+    return rows
 
 
-def _steps(root: Path, seed: int, stages: dict[str, tuple[str, str | None]]) -> list[Step]:
-    return [
-        Step(seed, name, recipe, root / name, None if start is None else root / start)
-        for name, (recipe, start) in stages.items()
-    ]
-
-
-def overtraining_steps(root: Path, seed: int, count: int) -> dict[int, Step]:
-    """Returns SFT from ``count`` checkpoints of the base, by update; the last of them is the chain's own SFT.
+def overtraining_steps(base: Step, count: int) -> dict[int, Step]:
+    """Return SFT from `count` checkpoints of a finished base, by update; the last of them is the chain's own SFT.
 
     Raises:
-        ValueError: The base has too few checkpoints.
+        ValueError: the base has too few checkpoints.
     """
-    *early, last = chosen_updates(root / "base", count)
-    found = {}
-    for update in early:
+    steps = {}
+    for update in chosen_updates(base.folder, count):
         name = f"step-{update:06d}"
-        checkpoint = root / "base" / "checkpoints" / name
-        found[update] = Step(seed, f"overtraining/{name}", "sft", root / "overtraining" / name, checkpoint)
-    return found | {last: Step(seed, "sft", "sft", root / "sft")}
+        steps[update] = Step(base.seed, base.root, f"overtraining/{name}", "sft", f"base/checkpoints/{name}")
+    return steps | {update: chain_steps(base.root, base.seed)[0]}
 
 
 def chosen_updates(base: Path, count: int) -> list[int]:
-    """Returns the updates of a finished base that SFT starts from: about 1/2^(count-1), …, 1/4, 1/2 and all of the run.
+    """Return the updates of a finished base that SFT starts from: about 1/2^(count-1), …, 1/4, 1/2 and all of the run.
 
-    Each is the nearest on a log scale that was measured and saved. Where the checkpoints were removed since, those
-    that were measured stand for them, so that what was run before can still be read.
+    Each is the nearest on a log scale that was measured and saved. Where the checkpoints have been removed since, the
+    measured updates stand for them, so that what was run before can still be read.
 
     Raises:
-        ValueError: They are not ``count`` different ones that end with the run's last update.
+        ValueError: they are not `count` different ones that end with the run's last update.
     """
     measured = sorted({record["step"] for record in read_records(base / "geometry.jsonl")} - {0})
     saved = {int(folder.name.removeprefix("step-")) for folder in base.glob("checkpoints/step-*")}

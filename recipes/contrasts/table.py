@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from contrasts.verdicts import OOD_IN_PAPER
+from writing.markdown import table
+
+from contrasts.verdicts import OOD_IN_PAPER, mean
 
 NAMES = {
     "sft": "SFT",
@@ -16,12 +18,14 @@ NAMES = {
     "overtraining": "overtraining",
 }
 
-_CHANGE = "change [95 % interval]"
+_CHANGES = ("change [95 % interval]", "change by seed")
+
+Row = Mapping[str, Any]
 
 
-def render(numbers: Mapping[str, Any]) -> str:
-    """Returns the page for what `contrast_compare.compare` gives."""
-    parts = [_heading(numbers), _statements(numbers["statements"])]
+def render(numbers: Row) -> str:
+    """Return the page for what `compare.compare` gives."""
+    parts = [_heading(numbers["header"]), _statements(numbers["statements"])]
     if numbers["missing"]:
         parts.append("**Not finished**, so not in the tables: " + "; ".join(numbers["missing"]) + ".")
     if numbers["notes"]:
@@ -41,59 +45,47 @@ def render(numbers: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns a Markdown table whose columns are aligned in plain text too."""
-    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-    line = lambda cells: "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
-    return "\n".join([line(header), "|" + "|".join("-" * (width + 2) for width in widths) + "|", *map(line, rows)])
-
-
-def value(number: float | None) -> str:
-    """Returns a number with four digits, or a dash where there is none."""
+def _value(number: float | None) -> str:
+    """Four digits, or a dash where there is no number."""
     return "–" if number is None else f"{number:.4g}".replace("-", "−")
 
 
-def change(number: float | None) -> str:
-    """Returns a signed number with three digits, or a dash where there is none."""
+def _change(number: float | None) -> str:
+    """A sign and three digits, or a dash where there is no number."""
     return "–" if number is None else f"{number:+.3g}".replace("-", "−")
 
 
-def mean(values: Sequence[float | None]) -> float | None:
-    """Returns the mean of the numbers that are there."""
-    known = [number for number in values if number is not None]
-    return sum(known) / len(known) if known else None
-
-
-def with_interval(row: Mapping[str, Any]) -> str:
-    """Returns the mean change and its interval."""
+def _with_interval(row: Row) -> str:
+    """The mean change and its interval."""
     if row["low"] is None:
-        return f"{change(row['mean'])} [no interval]" if row["mean"] is not None else "–"
-    return f"{change(row['mean'])} [{change(row['low'])}, {change(row['high'])}]"
+        return f"{_change(row['mean'])} [no interval]" if row["mean"] is not None else "–"
+    return f"{_change(row['mean'])} [{_change(row['low'])}, {_change(row['high'])}]"
 
 
-def moved(row: Mapping[str, Any]) -> str:
-    """Returns start and end, means over the seeds that have both."""
+def _moved(row: Row) -> str:
+    """Start and end, means over the seeds that have both."""
     pairs = [pair for pair in zip(row["starts"], row["ends"], strict=True) if None not in pair]
-    return " → ".join(value(mean([pair[side] for pair in pairs])) for side in (0, 1))
+    return " → ".join(_value(mean([pair[side] for pair in pairs])) for side in (0, 1))
 
 
-def by_seed(row: Mapping[str, Any]) -> str:
-    """Returns the change of each seed."""
-    return ", ".join(map(change, row["changes"]))
+def _by_seed(row: Row) -> str:
+    return ", ".join(map(_change, row["changes"]))
 
 
-def _heading(numbers: Mapping[str, Any]) -> str:
-    header, probe = numbers["header"], numbers["header"]["probe"]
-    seeds = ", ".join(map(str, header["seeds"]))
-    where = f"on {', '.join(header['devices']) or 'an unknown device'}, {' to '.join(_ends(header['dates']))}"
+def _changes(row: Row) -> tuple[str, str]:
+    return _with_interval(row), _by_seed(row)
+
+
+def _heading(header: Row) -> str:
+    probe, dates = header["probe"], header["dates"] or ["date unknown"]
+    where = f"on {', '.join(header['devices']) or 'an unknown device'}, {' to '.join(sorted({dates[0], dates[-1]}))}"
     took = "times not recorded"
     if header["stage_minutes"]:
         took = f"{header['stage_minutes']:.0f} minutes of stages in {header['clock_minutes']:.0f} minutes on the clock"
-    window = "–".join(map(str, probe["alpha_window"]))
     return (
-        f"# Post-training contrasts: {header['preset']}, seeds {seeds}\n\n"
+        f"# Post-training contrasts: {header['preset']}, seeds {', '.join(map(str, header['seeds']))}\n\n"
         f"{where[0].upper()}{where[1:]}; {took}. Corpus {str(header['corpus'])[:12]}, general-text probe "
-        f"{str(probe['fingerprint'])[:12]}: n = {probe['n']}, d = {probe['d']}, α over ranks {window}.\n"
+        f"{str(probe['fingerprint'])[:12]}: {_size(probe)}.\n"
         f"Start → end: means over seeds at a stage's first and last update. Change: end − start, paired by seed, and "
         f"the 95 % Student t interval of its mean.\n"
         f"*reproduced*: the interval excludes zero in the paper's direction; *opposite*: in the other one. Geometry is "
@@ -101,38 +93,34 @@ def _heading(numbers: Mapping[str, Any]) -> str:
     )
 
 
-def _ends(dates: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys([dates[0], dates[-1]])) if dates else ["date unknown"]
+def _size(probe: Row) -> str:
+    return f"n = {probe['n']}, d = {probe['d']}, α over ranks {'–'.join(map(str, probe['alpha_window']))}"
 
 
-def _statements(rows: Sequence[Mapping[str, Any]]) -> str:
-    cells = [
-        (NAMES[row["stage"]], row["text"], moved(row), with_interval(row), by_seed(row), row["verdict"]) for row in rows
-    ]
-    return table(("stage", "statement of the paper", "start → end", _CHANGE, "change by seed", "verdict"), cells)
+def _statements(rows: Sequence[Row]) -> str:
+    header = ("stage", "statement of the paper", "start → end", *_CHANGES, "verdict")
+    return table(header, [(NAMES[r["stage"]], r["text"], _moved(r), *_changes(r), r["verdict"]) for r in rows])
 
 
-def _shown(rows: Sequence[Mapping[str, Any]]) -> str:
-    header = ("stage", "measured", "start → end", _CHANGE, "change by seed")
-    return table(
-        header, [(NAMES[row["stage"]], row["what"], moved(row), with_interval(row), by_seed(row)) for row in rows]
-    )
+def _shown(rows: Sequence[Row]) -> str:
+    header = ("stage", "measured", "start → end", *_CHANGES)
+    return table(header, [(NAMES[row["stage"]], row["what"], _moved(row), *_changes(row)) for row in rows])
 
 
-def _pass_at_k(curves: Mapping[str, Any], seeds: Sequence[int]) -> str:
+def _pass_at_k(curves: Row, seeds: Sequence[int]) -> str:
     rows = [
-        (str(k), value(mean(row["starts"])), value(mean(row["ends"])), with_interval(row), by_seed(row))
+        (k, _value(mean(row["starts"])), _value(mean(row["ends"])), *_changes(row))
         for k, row in zip(curves["k"], curves["rows"], strict=True)
     ]
-    said = [_crossing(at) for at in curves["crossing_by_seed"]]
-    each = "; ".join(f"seed {seed}: {text}" for seed, text in zip(seeds, said, strict=True))
-    if len(set(said)) == 1:
-        each = f"in every seed: {said[0]}"
-    header = ("k", "before", "after", _CHANGE, "change by seed")
-    return f"{table(header, rows)}\n\nMeans over seeds: {_crossing(curves['crossing'])}; {each}."
+    crossings = [_crossing(at) for at in curves["crossing_by_seed"]]
+    each = "; ".join(f"seed {seed}: {crossing}" for seed, crossing in zip(seeds, crossings, strict=True))
+    if len(set(crossings)) == 1:
+        each = f"in every seed: {crossings[0]}"
+    page = table(("k", "before", "after", *_CHANGES), rows)
+    return f"{page}\n\nMeans over seeds: {_crossing(curves['crossing'])}; {each}."
 
 
-def _crossing(at: Mapping[str, Any] | None) -> str:
+def _crossing(at: Row | None) -> str:
     if at is None:
         return "not known"
     if at["after_leads_first"] is None:
@@ -143,52 +131,46 @@ def _crossing(at: Mapping[str, Any] | None) -> str:
     return f"{first} leads first, {then} from k = {at['k']}"
 
 
-def _requirement(found: Mapping[str, Any]) -> str:
+def _requirement(found: Row) -> str:
     verdicts = ["–" if met is None else "met" if met else "not met" for met in found["met"]]
-    sets = " or ".join(map(str, found["answers"]))
+    one, many = (", ".join(map(_value, found[key])) for key in ("pass@1", "pass@256"))
     return (
         f"Required of the base: pass@1 below 0.3, and pass@256 of at least {found['least']:.3f} (uniform guesses over "
-        f"the {sets} possible answers of two or three terms reach {found['guessing']:.3f} on average).\n"
-        f"By seed: pass@1 "
-        f"{', '.join(map(value, found['pass@1']))}; pass@256 {', '.join(map(value, found['pass@256']))}: "
-        f"{', '.join(verdicts)}."
+        f"the {' or '.join(map(str, found['answers']))} possible answers of two or three terms reach "
+        f"{found['guessing']:.3f} on average).\n"
+        f"By seed: pass@1 {one}; pass@256 {many}: {', '.join(verdicts)}."
     )
 
 
-def _crossed(stages: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    rows = []
-    for stage, found in stages.items():
-        for row in found:
-            cells = [value(mean(values)) for values in row["cells"].values()]
-            rows.append(
-                (NAMES[stage], row["metric"], *cells, with_interval(row["weights"]), with_interval(row["rollouts"]))
-            )
+def _crossed(stages: Mapping[str, Sequence[Row]]) -> str:
     sides = [f"{weights} W, {text} R" for weights in ("start", "end") for text in ("start", "end")]
     header = ("stage", "on rollouts", *sides, "by weights [95 % interval]", "by rollouts [95 % interval]")
+    rows = []
+    for stage, row in ((stage, row) for stage, found in stages.items() for row in found):
+        effects = (_with_interval(row[factor]) for factor in ("weights", "rollouts"))
+        rows.append((NAMES[stage], row["metric"], *(_value(mean(cell)) for cell in row["cells"].values()), *effects))
     return f"W: weights, R: the rollouts that are read, of the stage's start or end.\n\n{table(header, rows)}"
 
 
-def _overtraining(numbers: Mapping[str, Any]) -> str:
+def _overtraining(numbers: Row) -> str:
+    header = ("seed", "update", "tokens", "base RankMe", "id loss after SFT", "ood loss after SFT")
     rows = [
-        (seed, f"{row['update']}", f"{row['tokens']:,.0f}", value(row["rankme"]), value(row["id"]), value(row["ood"]))
+        (seed, row["update"], f"{row['tokens']:,.0f}", *(_value(row[key]) for key in ("rankme", "id", "ood")))
         for seed, points in numbers["overtraining"].items()
         for row in points
     ]
-    header = ("seed", "update", "tokens", "base RankMe", "id loss after SFT", "ood loss after SFT")
     rise = numbers["overtraining_end"]
     return (
         f"In the first table the change is the least-squares slope, start → end the loss from the first and from the "
         f"last checkpoint.\nThe direction stated for ood loss is that of {OOD_IN_PAPER}.\n\n{table(header, rows)}\n\n"
-        f"ood loss, from its lowest before the last checkpoint to the last: {moved(rise)}, {with_interval(rise)}; "
-        f"by seed {by_seed(rise)}."
+        f"ood loss, from its lowest before the last checkpoint to the last: {_moved(rise)}, {_with_interval(rise)}; "
+        f"by seed {_by_seed(rise)}."
     )
 
 
-def _real(real: Mapping[str, Any]) -> str:
-    probe, finished = real["probe"], real["finished"]
-    seeds = ", ".join(map(str, real["seeds"]))
-    window = "–".join(map(str, probe["alpha_window"]))
+def _real(real: Row) -> str:
+    seeds, finished = ", ".join(map(str, real["seeds"])), real["finished"]
     return (
-        f"Seeds {seeds}, on {finished.get('device')}, {finished.get('date')}; n = {probe['n']}, d = {probe['d']}, "
-        f"α over ranks {window}: not comparable with the numbers above.\n\n" + _shown(real["rows"])
+        f"Seeds {seeds}, on {finished.get('device')}, {finished.get('date')}; {_size(real['probe'])}: not comparable "
+        f"with the numbers above.\n\n{_shown(real['rows'])}"
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Literal
 
 import torch
@@ -73,17 +73,12 @@ class Task:
     copies_n: Tensor
 
     @cached_property
-    def floor(self) -> float:
-        """The lowest possible loss in nats: the mean entropy of the targets."""
-        return float(self.share_n @ -torch.special.xlogy(self.target_nv, self.target_nv).sum(-1).double())
-
-    @cached_property
     def share_n(self) -> Tensor:
         """(n,) share of the samples that each row stands for."""
         return (self.copies_n / self.copies_n.sum()).double()
 
     def draw(self, samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Rows and labels (b,) of random samples."""
+        """Return rows and labels (b,) of random samples."""
         row_b = torch.multinomial(self.copies_n, samples, replacement=True, generator=generator)
         below_bv = self.target_nv[row_b].cumsum(-1)
         label_b = torch.searchsorted(below_bv, torch.rand(samples, 1, generator=generator))[:, 0]
@@ -91,52 +86,42 @@ class Task:
 
 
 def train_large(setting: Large, seed: int) -> list[dict[str, float]]:
-    """Trains one seed.
+    """Train one seed.
 
     Returns:
-        A row for each measured update, 16 a decade: `step`, `loss` (nats), its lowest possible value `floor`, `rankme`
-        (centred features, every sample counted), `rankme_uncentred`, and `rankme_weights` (centred over classes).
+        A row for each measured update, 16 a decade: `step` and what `measure` gives.
 
     Raises:
         ValueError: training diverged.
     """
     generator = torch.Generator().manual_seed(seed)
     task = make_task(setting, generator)
-    features, weights = start_large(setting, len(task.target_nv), generator)
-    adam = None
-    if setting.optimiser == "Adam":
-        adam = torch.optim.AdamW([features, weights], lr=setting.rate, weight_decay=setting.weight_decay)
-    due, rows = _due(setting.steps), []
+    parameters = start_large(setting, len(task.target_nv), generator)
+    kind = torch.optim.AdamW if setting.optimiser == "Adam" else torch.optim.SGD
+    optimiser = kind(parameters, lr=setting.rate, weight_decay=setting.weight_decay)
+    rows = []
     for step in range(setting.steps + 1):
-        if step in due:
-            if not bool(features.isfinite().all() and weights.isfinite().all()):
+        if step in _due(setting.steps):
+            if not all(bool(values.isfinite().all()) for values in parameters):
                 raise ValueError(f"{setting.name!r} diverged before update {step}: rate={setting.rate} is too high")
-            rows.append({"step": step, **_measure(features, weights, task)})
-        rate = setting.rate
+            rows.append({"step": step, **measure(*parameters, task)})
         if setting.cosine:
-            rate *= 0.1 + 0.45 * (1 + math.cos(math.pi * step / setting.steps))
-        slopes = _slopes(setting, features, weights, task, generator)
-        if adam is None:
-            for values, slope in zip((features, weights), slopes, strict=True):
-                values.mul_(1 - setting.weight_decay * rate).sub_(slope, alpha=rate)
-        else:
-            features.grad, weights.grad = slopes
-            adam.param_groups[0]["lr"] = rate
-            adam.step()
+            share = 0.1 + 0.45 * (1 + math.cos(math.pi * step / setting.steps))
+            optimiser.param_groups[0]["lr"] = setting.rate * share
+        for values, slope in zip(parameters, slopes(setting, *parameters, task, generator), strict=True):
+            values.grad = slope
+        optimiser.step()
     return rows
 
 
-def start_large(setting: Large, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Features (rows, d) and weights (v, d) at update 0."""
-    shapes = ((rows, setting.d), (setting.classes, setting.d))
-    features, weights = (
-        setting.scale / math.sqrt(setting.d) * torch.randn(shape, generator=generator) for shape in shapes
-    )
-    return features, weights
+def start_large(setting: Large, rows: int, generator: torch.Generator) -> list[Tensor]:
+    """Return features (rows, d) and weights (v, d) at update 0."""
+    deviation = setting.scale / math.sqrt(setting.d)
+    return [deviation * torch.randn(count, setting.d, generator=generator) for count in (rows, setting.classes)]
 
 
 def make_task(setting: Large, generator: torch.Generator) -> Task:
-    """What is to be learned."""
+    """Return what is to be learned."""
     rank_v = torch.arange(1, setting.classes + 1, dtype=torch.float32)
     if setting.targets == "one class":
         copies = (setting.classes / rank_v).pow(setting.skew).round().clamp_min(1)
@@ -154,10 +139,10 @@ def make_task(setting: Large, generator: torch.Generator) -> Task:
     return Task(target_nv, torch.ones(setting.contexts))
 
 
-def _slopes(
+def slopes(
     setting: Large, features: Tensor, weights: Tensor, task: Task, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the loss, summed over samples, by a sample's feature (n, d) and by the weights (v, d)."""
+    """Return gradients of the loss, summed over samples, by a sample's feature (n, d) and by the weights (v, d)."""
     if not setting.batch:
         error_nv = torch.softmax(features @ weights.T, -1).sub_(task.target_nv)
         return error_nv @ weights, error_nv.mul_(task.copies_n[:, None]).T @ features
@@ -169,21 +154,28 @@ def _slopes(
     return by_feature / task.copies_n[:, None], error_bv.T @ features[row_b]
 
 
-def _measure(features: Tensor, weights: Tensor, task: Task) -> dict[str, float]:
-    logits_nv = features @ weights.T
-    losses_n = logits_nv.logsumexp(-1) - (task.target_nv @ weights * features).sum(-1)
+def measure(features: Tensor, weights: Tensor, task: Task) -> dict[str, float]:
+    """Return loss and RankMe over every sample.
+
+    Returns:
+        `loss` (nats), its lowest possible value `floor` (the mean entropy of the targets), `rankme` of the centred
+        features, `rankme_uncentred`, and `rankme_weights`, centred over classes.
+    """
+    losses_n = (features @ weights.T).logsumexp(-1) - (task.target_nv @ weights * features).sum(-1)
+    entropies_n = -torch.special.xlogy(task.target_nv, task.target_nv).sum(-1)
     rows = features.double()
     moment_dd, mean = rows.T @ (rows * task.share_n[:, None]), task.share_n @ rows
-    of_weights_dd = torch.cov(weights.double().T, correction=0)
-    moments = (moment_dd - mean.outer(mean), moment_dd, of_weights_dd)
-    ranks = [float(rankme(torch.linalg.eigvalsh(moment).flip(0).clamp_min(0))) for moment in moments]
-    return {
-        "loss": float(task.share_n @ losses_n.double()),
-        "floor": task.floor,
-        **dict(zip(("rankme", "rankme_uncentred", "rankme_weights"), ranks, strict=True)),
+    moments = {
+        "rankme": moment_dd - mean.outer(mean),
+        "rankme_uncentred": moment_dd,
+        "rankme_weights": torch.cov(weights.double().T, correction=0),
     }
+    ranks = {key: rankme(torch.linalg.eigvalsh(moment).flip(0).clamp_min(0)) for key, moment in moments.items()}
+    values = {"loss": task.share_n @ losses_n.double(), "floor": task.share_n @ entropies_n.double(), **ranks}
+    return {key: float(value) for key, value in values.items()}
 
 
+@cache
 def _due(steps: int) -> set[int]:
     decades = math.log10(max(steps, 1))
     return {0, steps} | {round(10 ** (i / PER_DECADE)) for i in range(int(PER_DECADE * decades) + 1)}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal
 
 import torch
@@ -39,7 +40,7 @@ class Setting:
     """
 
     name: str
-    counts: tuple[int, ...] = (2, 2, 1, 1)
+    counts: Sequence[int] = (2, 2, 1, 1)
     d: int = 2
     loss: Literal["cross-entropy", "squared error"] = "cross-entropy"
     start: Literal["constructed", "random"] = "constructed"
@@ -89,31 +90,27 @@ class Turns:
 
 
 def train(setting: Setting) -> Paths:
-    """Trains all seeds of a setting."""
+    """Train all seeds of a setting."""
     starts = [start_of(setting, seed) for seed in range(setting.seeds)]
     features, weights = (torch.stack(parts) for parts in zip(*starts, strict=True))
     target_nv = torch.eye(len(setting.counts), dtype=torch.float64)[setting.labels]
-    kept: tuple[list[Tensor], list[Tensor]] = ([features], [weights])
+    kept = [(features, weights)]
     for _ in range(setting.steps):
         output = features @ weights.mT
         if setting.loss == "cross-entropy":
             output = output.softmax(-1)
         slope = (output - target_nv) / len(target_nv)  # of either loss by its output; half the squared error
-        features, weights = (
-            features - setting.rate * slope @ weights,
-            weights - setting.rate * slope.mT @ features,
-        )
-        kept[0].append(features)
-        kept[1].append(weights)
-    return Paths(torch.stack(kept[0]), torch.stack(kept[1]))
+        features, weights = features - setting.rate * slope @ weights, weights - setting.rate * slope.mT @ features
+        kept.append((features, weights))
+    return Paths(*(torch.stack(parts) for parts in zip(*kept, strict=True)))
 
 
 def start_of(setting: Setting, seed: int) -> tuple[Tensor, Tensor]:
-    """Features (n, d) and weights (v, d) at update 0."""
+    """Return features (n, d) and weights (v, d) at update 0."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = ((sum(setting.counts), setting.d), (len(setting.counts), setting.d))
     features, weights = (
-        setting.scale * torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes
+        setting.scale * torch.randn(rows, setting.d, generator=generator, dtype=torch.float64)
+        for rows in (sum(setting.counts), len(setting.counts))
     )
     if setting.start == "constructed":
         placed = constructed_start(setting)
@@ -122,7 +119,7 @@ def start_of(setting: Setting, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def constructed_start(setting: Setting) -> tuple[Tensor, Tensor]:
-    """The start from which the published figure's course comes out, without its jitter.
+    """Return the start from which the published figure's course comes out, without its jitter.
 
     The first two classes are clusters that point almost at right angles, features and weights alike; all others stand
     together in the origin. Neither the paper nor any code of it states a start: this one was fitted to its figure.
@@ -141,19 +138,19 @@ def constructed_start(setting: Setting) -> tuple[Tensor, Tensor]:
 
 
 def singular_values(features: Tensor, centred: bool) -> Tensor:
-    """(t, s, min(n, d)) descending singular values of the features, with or without their mean."""
+    """Return (t, s, min(n, d)) descending singular values of the features, with or without their mean."""
     rows = features - features.mean(-2, keepdim=True) if centred else features
     return torch.linalg.svdvals(rows)
 
 
 def rankme_curves(features: Tensor, centred: bool) -> list[list[float]]:
-    """RankMe over the updates for each seed: shares of squared singular values, as of eigenvalues."""
+    """Return RankMe over the updates for each seed: shares of squared singular values, as of eigenvalues."""
     squared = singular_values(features, centred).square()
     return torch.vmap(rankme)(squared.flatten(0, 1)).view(squared.shape[:2]).T.tolist()
 
 
 def turns(curve: Sequence[float]) -> Turns:
-    """What a curve does, a value for each update from 0 on.
+    """Return what a curve does, a value for each update from 0 on.
 
     Raises:
         ValueError: there are no values.
@@ -163,19 +160,7 @@ def turns(curve: Sequence[float]) -> Turns:
     dip = min(range(len(curve)), key=curve.__getitem__)
     peak = max(range(dip, len(curve)), key=curve.__getitem__)
     low = min(range(peak, len(curve)), key=curve.__getitem__)
-    highest, fall = curve[dip], 0.0
-    for value in curve[dip:]:
-        highest = max(highest, value)
-        fall = max(fall, highest - value)
-    return Turns(
-        start=curve[0],
-        dip=curve[dip],
-        dip_step=dip,
-        peak=curve[peak],
-        peak_step=peak,
-        low=curve[low],
-        low_step=low,
-        end=curve[-1],
-        drawdown=curve[peak] - curve[low],
-        largest_fall=fall,
-    )
+    falls = (high - value for high, value in zip(accumulate(curve[dip:], max), curve[dip:], strict=True))
+    marks = {"dip_step": dip, "peak_step": peak, "low_step": low}
+    values = {"start": curve[0], "dip": curve[dip], "peak": curve[peak], "low": curve[low], "end": curve[-1]}
+    return Turns(**values, **marks, drawdown=curve[peak] - curve[low], largest_fall=max(falls))

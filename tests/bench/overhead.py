@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedModel
 
-from bench.table import Section
+from bench.section import Section
 from geomcallbacks import GeometryMonitor, ProbeSet, Schedule
 
 D, LAYERS, VOCABULARY, ROWS, LENGTH = 32, 2, 256, 128, 32
 CHUNK = 25  # updates of one side before the next is given its turn
-WITHOUT = "without"
+WITHOUT, DEFAULT, DENSE = "without", "default schedule", "every 10 updates"
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Side:
     measured: int = 0
 
     def run(self, first: int, batches: Sequence[Tensor]) -> None:
-        """Updates `first`, `first` + 1, …, one for each batch (b, t + 1); before the first, update 0 is measured."""
+        """Do updates `first`, `first` + 1, …, one for each batch (b, t + 1); before the first, measure update 0."""
         self.training.append(0.0)
         if first == 1:
             self._measure(0)
@@ -50,6 +50,17 @@ class Side:
             self._update(batch_bt)
             self.training[-1] += time.perf_counter() - begin
             self._measure(step)
+
+    def row(self, name: str, without: Side) -> dict[str, Any]:
+        """Return a row of the table; the whole run is held against the same updates of that without."""
+        training, same = sum(self.training), without.training[: len(self.training)]
+        cells = {"run": name, "updates (s)": training, "measurements": self.measured, "measuring (s)": self.measuring}
+        if self.measured:
+            cells["ms a measurement"] = 1e3 * self.measuring / self.measured
+            cells["measuring by updates (%)"] = 100 * self.measuring / training
+            cells["whole run by that without"] = (training + self.measuring) / sum(same)
+            cells["median chunk by that without"] = median(self.training) / median(same)
+        return cells
 
     def _update(self, batch_bt: Tensor) -> None:
         logits_btv = self.model(input_ids=batch_bt[:, :-1], use_cache=False).logits
@@ -60,23 +71,23 @@ class Side:
         loss.item()  # as a run does that prints its loss; the device's work ends inside the update's own time
 
     def _measure(self, step: int) -> None:
-        if self.monitor is None:
-            return
-        begin = time.perf_counter()
-        self.measured += len(self.monitor.step(self.model, step))
-        self.measuring += time.perf_counter() - begin
+        if self.monitor is not None:
+            begin = time.perf_counter()
+            self.measured += len(self.monitor.step(self.model, step))
+            self.measuring += time.perf_counter() - begin
 
 
 def overhead(device: torch.device, updates: int = 5000) -> Section:
-    """The share of a run's time that measuring takes, at two schedules; the denser for a fifth of the run."""
-    dense = Schedule(every=10, per_decade=0)
-    lengths = {WITHOUT: updates, "default schedule": updates, "every 10 updates": updates // 5}
+    """Measure the share of a run's time that measuring takes, at two schedules; the denser for a fifth of the run."""
+    schedules = {WITHOUT: None, DEFAULT: Schedule(), DENSE: Schedule(every=10, per_decade=0)}
+    lengths = {WITHOUT: updates, DEFAULT: updates, DENSE: updates // 5}
     generator = torch.Generator().manual_seed(0)
     probe = ProbeSet.from_token_ids(torch.randint(0, VOCABULARY, (4 * D, LENGTH), generator=generator))
+    same = True
     with tempfile.TemporaryDirectory() as folder:
         runs = {
             name: side(schedule, probe, Path(folder) / f"{name}.jsonl", lengths[name], device)
-            for name, schedule in zip(lengths, (None, Schedule(), dense), strict=True)
+            for name, schedule in schedules.items()
         }
         warm = side(Schedule(), probe, Path(folder) / "warm-up.jsonl", updates, device)
         for first in range(1, updates + 1, CHUNK):
@@ -87,9 +98,8 @@ def overhead(device: torch.device, updates: int = 5000) -> Section:
             for name, run in runs.items():
                 if first <= lengths[name]:
                     run.run(first, batches)
-            if first + count > lengths["every 10 updates"] >= first:
-                halfway = {key: value.clone() for key, value in runs[WITHOUT].model.state_dict().items()}
-    section = Section(
+                    same &= alike(run.model, runs[WITHOUT].model)
+    return Section(
         f"Overhead on a training run of {updates:,} updates",
         f"GPT-NeoX, d = {D}, {LAYERS} layers, {ROWS} x {LENGTH} tokens an update, AdamW, a plain loop with"
         f" `GeometryMonitor`, which writes records and spectra; probe of n = 4d = {4 * D} rows of {LENGTH} tokens,"
@@ -97,51 +107,24 @@ def overhead(device: torch.device, updates: int = 5000) -> Section:
         f" of its updates). The runs take turns, {CHUNK} updates each; the last ends after a fifth. Measuring is all"
         " time in `GeometryMonitor.step`, whether it measures or not; the whole run is held against the same updates of"
         " that without.",
-        [line(name, run, runs[WITHOUT]) for name, run in runs.items()],
+        [run.row(name, runs[WITHOUT]) for name, run in runs.items()],
+        [f"Weights with and without: {'bit-identical' if same else 'they DIFFER'}."],
     )
-    same = alike(runs[WITHOUT].model.state_dict(), runs["default schedule"]) and alike(
-        halfway, runs["every 10 updates"]
-    )
-    section.remarks.append(f"Weights with and without: {'bit-identical' if same else 'they DIFFER'}.")
-    return section
 
 
-def line(name: str, run: Side, without: Side) -> dict[str, Any]:
-    """A run's row."""
-    training = sum(run.training)
-    cells = {"run": name, "updates (s)": training, "measurements": run.measured, "measuring (s)": run.measuring}
-    if run.measured:
-        cells |= {
-            "ms a measurement": 1e3 * run.measuring / run.measured,
-            "measuring by updates (%)": 100 * run.measuring / training,
-            "whole run by that without": (training + run.measuring) / sum(without.training[: len(run.training)]),
-            "median chunk by that without": median(run.training) / median(without.training[: len(run.training)]),
-        }
-    return cells
-
-
-def alike(state: dict[str, Tensor], run: Side) -> bool:
-    """Whether a run has these weights, bit for bit."""
-    return all(torch.equal(value, state[key]) for key, value in run.model.state_dict().items())
+def alike(one: PreTrainedModel, other: PreTrainedModel) -> bool:
+    """Return whether two models have the same weights, bit for bit."""
+    return all(torch.equal(*pair) for pair in zip(one.parameters(), other.parameters(), strict=True))
 
 
 def side(schedule: Schedule | None, probe: ProbeSet, path: Path, updates: int, device: torch.device) -> Side:
-    """A run before its first update; all have the same weights."""
+    """Return a run before its first update; all have the same weights."""
     torch.manual_seed(0)
     config = GPTNeoXConfig(
         vocab_size=VOCABULARY, hidden_size=D, num_hidden_layers=LAYERS, num_attention_heads=2, intermediate_size=4 * D
     )
     model = AutoModelForCausalLM.from_config(config).to(device)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-    if schedule is None:
-        return Side(model, optimiser, None)
-    monitor = GeometryMonitor(
-        probe,
-        schedule=schedule,
-        path=path,
-        alpha_window=(4, 24),
-        batch_size=4 * D,
-        total_steps=updates,
-        on_error="raise",
-    )
+    fixed = dict(alpha_window=(4, 24), batch_size=4 * D, total_steps=updates, on_error="raise")
+    monitor = None if schedule is None else GeometryMonitor(probe, schedule=schedule, path=path, **fixed)
     return Side(model, optimiser, monitor)

@@ -8,33 +8,29 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import linear_regression, median
 from typing import Any
 
+import numpy as np
 import torch
 
 Calls = Mapping[str, Callable[[], Any]]
 
 
-def seconds_of(call: Callable[[], Any], device: torch.device) -> float:
-    """Seconds that one call takes, the device's work included."""
-    _wait(device)
-    begin = time.perf_counter()
-    call()
-    _wait(device)
-    return time.perf_counter() - begin
-
-
 @dataclass
 class Cost:
-    """What a call took: seconds of each round, and MiB at its peak beyond what was held before (None: not known)."""
+    """What a call took: seconds of each round, and MiB at its peak beyond what was held before (None: not known).
+
+    `result` is what its first round returned.
+    """
 
     seconds: list[float]
     peak_mib: float | None
+    result: Any = None
 
 
 def in_turn(calls: Calls, device: torch.device, rounds: int = 7, limit: float = 60.0) -> dict[str, Cost]:
-    """The cost of each call, one round of all after another, so that a noisy machine is noisy for all.
+    """Return the cost of each call, one round of all after another, so that a noisy machine is noisy for all.
 
     Args:
         calls: what is timed, by name.
@@ -49,12 +45,12 @@ def in_turn(calls: Calls, device: torch.device, rounds: int = 7, limit: float = 
             break
         for name, call in calls.items():
             kept = found[name].seconds if number else []
-            found[name].seconds = [*kept, seconds_of(call, device)]
+            found[name].seconds = [*kept, _timed(call, device)[0]]
     return found
 
 
 def rows_of(costs: Mapping[str, Cost], ours: str) -> list[dict[str, Any]]:
-    """A row for each side: its median time, and that as a multiple of ours."""
+    """Return a row for each side: its median time, and that as a multiple of ours."""
     base = median(costs[ours].seconds)
     return [
         {
@@ -68,33 +64,37 @@ def rows_of(costs: Mapping[str, Cost], ours: str) -> list[dict[str, Any]]:
     ]
 
 
+def exponent(sizes: list[float], seconds: list[float]) -> float:
+    """Return the slope of log seconds over log size, by least squares: 1 is proportional."""
+    return linear_regression(np.log(sizes), np.log(seconds)).slope
+
+
 def _first(call: Callable[[], Any], device: torch.device) -> Cost:
     if device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        seconds = seconds_of(call, device)
-        return Cost([seconds], (torch.cuda.max_memory_allocated() - before) / 2**20)
+        seconds, result = _timed(call, device)
+        return Cost([seconds], (torch.cuda.max_memory_allocated() - before) / 2**20, result)
     if sys.platform != "linux":
-        return Cost([seconds_of(call, device)], None)
+        seconds, result = _timed(call, device)
+        return Cost([seconds], None, result)
     ctypes.CDLL(None).malloc_trim(0)  # freed pages that malloc keeps would hide what the call takes
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = _resident_kib("VmRSS")
-    seconds = seconds_of(call, device)
-    return Cost([seconds], (_resident_kib("VmHWM") - before) / 2**10)
+    seconds, result = _timed(call, device)
+    return Cost([seconds], (_resident_kib("VmHWM") - before) / 2**10, result)
 
 
-def exponent(sizes: list[float], seconds: list[float]) -> float:
-    """Slope of log seconds over log size, by least squares: 1 is proportional."""
-    x, y = torch.tensor(sizes).double().log(), torch.tensor(seconds).double().log()
-    x = x - x.mean()
-    return float((x * y).sum() / x.square().sum())
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+def _timed(call: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
+    """Return the seconds that one call takes, the device's work included, and what it returned."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    begin = time.perf_counter()
+    result = call()
+    wait()
+    return time.perf_counter() - begin, result
 
 
 def _resident_kib(field: str) -> int:

@@ -11,40 +11,33 @@ import pytest
 import yaml
 from analyses.numbers import behaviour_numbers, turns
 from analysis import AnalysisSettings, evenly_in_log, main
+from micro import write_jsonl
 
 from geomcallbacks import ProbeSet, read_records
 from geomcallbacks.phases import find_phases
 
 
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Documents in which a few rare names come back far behind their first place."""
-    path = tmp_path_factory.mktemp("texts") / "texts.jsonl"
-    rng = random.Random(0)
-    words = ["alpha", "beta", "gamma", "delta", "return", "def", "self", "value", "import", "for", "while", "with"]
+def names_that_come_back() -> str:
+    """A document in which a few rare names come back far behind their first place."""
+    common = ["alpha", "beta", "gamma", "delta", "return", "def", "self", "value", "import", "for", "while", "with"]
     syllables = ["ka", "ro", "mi", "tu", "zen", "lor", "vex", "pol", "dun", "gri"]
-    with path.open("w") as file:
-        for _ in range(700):
-            names = ["".join(rng.choices(syllables, k=4)) for _ in range(4)]
-            lines = [f"import {name} as value" for name in names]
-            lines += [" ".join(rng.choices(words, k=8)) for _ in range(8)]
-            lines += [f"for value in {name}" for name in names]
-            lines += [" ".join(rng.choices(words, k=8)) for _ in range(4)]
-            file.write(json.dumps({"text": "\n".join(lines)}) + "\n")
-    return path
+    names = ["".join(random.choices(syllables, k=4)) for _ in range(4)]
+    between, behind = ([" ".join(random.choices(common, k=8)) for _ in range(count)] for count in (8, 4))
+    lines = [*(f"import {name} as value" for name in names), *between, *(f"for value in {name}" for name in names)]
+    return "\n".join([*lines, *behind])
 
 
-@pytest.fixture(scope="module")
-def settings(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> AnalysisSettings:
-    folder = tmp_path_factory.mktemp("analysis")
+@pytest.fixture
+def settings(tmp_path: Path) -> AnalysisSettings:
+    random.seed(0)
+    texts = write_jsonl(tmp_path / "texts.jsonl", [{"text": names_that_come_back()} for _ in range(700)])
     values = dict(dataset=str(texts), vocab_size=300, hidden_size=16, layers=2, heads=2, updates=30, batch_size=4)
     values |= dict(seq_length=192, warmup=4, threads=1, probe_rows=32, probe_length=32, positions="4", alpha_first=2)
     values |= dict(alpha_last=12, accelerator="cpu", wandb="disabled", cloze_rows=8, memorisation_rows=100)
-    config = folder / "pretrain.yaml"
-    config.write_text(yaml.safe_dump(values | {"frequency_bands": 3}))
-    return AnalysisSettings(
-        output_dir=str(folder / "out"), pretrain_config=str(config), directions="1,4", checkpoints=2
-    )
+    values |= dict(per_decade=3, every=10, frequency_bands=3)
+    (tmp_path / "pretrain.yaml").write_text(yaml.safe_dump(values))
+    config = str(tmp_path / "pretrain.yaml")
+    return AnalysisSettings(str(tmp_path / "out"), pretrain_config=config, directions=[1, 4], checkpoints=2)
 
 
 def test_an_analysis_leaves_tables_numbers_and_figure_and_goes_on(
@@ -56,10 +49,9 @@ def test_an_analysis_leaves_tables_numbers_and_figure_and_goes_on(
     live = read_records(folder / "pretrain" / "geometry.jsonl")
     assert numbers["traced_off"] <= 1e-6
     assert numbers["turning_points"][-1] == {key: live[-1][key] for key in ("step", "rankme", "alpha_req")}
-    assert len(numbers["layers"]) == 3
+    assert (len(numbers["layers"]), len(numbers["bands"])) == (3, 3)
     assert list(numbers["probes"]) == ["probe", "quarter", "half_length", "other_text"]
     assert [record["step"] for record in numbers["intervention"]] == [1, 30]
-    assert len(numbers["bands"]) == 3
     probe = ProbeSet.load(folder / "pretrain" / "probe.safetensors")
     sizes = {record["probe"]: record["n"] for record in read_records(folder / "geometry-trace.jsonl")}
     assert sizes == {"probe": 4 * len(probe), "quarter": len(probe), "half_length": 4 * len(probe), "other_text": 128}
@@ -82,14 +74,14 @@ def test_behaviour_is_held_against_geometry_phase_by_phase() -> None:
     own = [{"step": s, "rankme": float(r), "alpha_req": 50.0 - r} for s, r in zip(steps, rankme, strict=True)]
     did = [{"step": s, "x/accuracy": 0.25 + 0.05 * k} for k, s in enumerate(steps)]
     phases = find_phases(steps, rankme)
-    assert [phase.name for phase in phases] == ["warm-up", "entropy-seeking", "compression-seeking"]
     found = behaviour_numbers("x/accuracy", own, did, phases)
     assert found["highest"] == {"step": 2048, "value": pytest.approx(0.85)}
     assert found["half_of_gain_at"] == 32  # 0.55 is half way, and stands there
     # Accuracy only rises: its rank correlation is +1 where RankMe rises, -1 where it falls.
-    assert found["rank_correlation"]["warm-up"]["rankme"] == pytest.approx(-1)
-    assert found["rank_correlation"]["entropy-seeking"] == {"rankme": pytest.approx(1), "alpha_req": pytest.approx(-1)}
-    assert found["rank_correlation"]["compression-seeking"]["rankme"] == pytest.approx(-1)
+    signs = {"warm-up": -1, "entropy-seeking": 1, "compression-seeking": -1}
+    assert [phase.name for phase in phases] == list(signs)
+    for name, sign in signs.items():
+        assert found["rank_correlation"][name] == {"rankme": pytest.approx(sign), "alpha_req": pytest.approx(-sign)}
     assert turns(own)[1] == {"step": 4, "rankme": 5.0, "alpha_req": 45.0}
     assert [turn["step"] for turn in turns(own)] == [0, 4, 128, 2048]
 
@@ -99,12 +91,14 @@ def test_checkpoints_are_evenly_spaced_in_log_updates() -> None:
     assert evenly_in_log([0, 1, 10, 100, 1000], 1) == [1000]
 
 
-def test_wrong_settings_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"pretrain_config='nowhere\.yaml': no such file"):
-        AnalysisSettings(pretrain_config="nowhere.yaml")
-    config = tmp_path / "x.yaml"
-    config.write_text("{}")
-    with pytest.raises(ValueError, match="directions='1,x'"):
-        AnalysisSettings(pretrain_config=str(config), directions="1,x")
-    with pytest.raises(ValueError, match="checkpoints=0"):
-        AnalysisSettings(pretrain_config=str(config), checkpoints=0)
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"pretrain_config": "nowhere.yaml"}, r"pretrain_config='nowhere\.yaml': no such file"),
+        ({"directions": [0, 1]}, r"directions=\[0, 1\]"),
+        ({"checkpoints": 0}, "checkpoints=0"),
+    ],
+)
+def test_wrong_settings_are_refused(changed: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AnalysisSettings(**{"pretrain_config": __file__} | changed)

@@ -1,0 +1,1 @@
+"""How the recipes write down what they found."""
