@@ -19,6 +19,7 @@ import micro
 import pytest
 import tiny
 import torch
+import wandb
 from pretrain import PretrainSettings, read_tokenizer
 from pretrain import main as pretrain
 from text.corpus import Corpus, open_dataset
@@ -70,8 +71,9 @@ BAD = [
 
 def findings(folder: Path) -> Iterator[str]:
     """Places in the sources below a folder that could run what a file or another process says, or gather objects."""
-    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", RULES, "--output-format", "concise"]
-    done = subprocess.run([*command, "."], cwd=folder, capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--no-cache", "--select", RULES]
+    command += ["--output-format", "concise", "."]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
     assert done.returncode in (0, 1), done.stderr
     yield from (line for line in done.stdout.splitlines() if ".py:" in line)
     for file in sorted(folder.rglob("*.py")):
@@ -277,6 +279,7 @@ def test_no_secret_of_the_environment_is_left_anywhere(
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
+    wandb.teardown()  # it reads the environment once in a process, and other tests have their own
     texts = [{"text": micro.module_text(seed)} for seed in range(150)]
     settings = PretrainSettings(
         output_dir="run", dataset=str(micro.write_jsonl(tmp_path / "texts.jsonl", texts)), vocab_size=300,
@@ -284,6 +287,7 @@ def test_no_secret_of_the_environment_is_left_anywhere(
         probe_length=16, positions="4", alpha_first=2, alpha_last=12, accelerator="cpu", wandb="offline",
     )  # fmt: skip
     pretrain(settings)
+    wandb.teardown()
     assert main(["trace", "run"]) == 0
     assert main(["report", "run", "--out", "report", "--format", "svg"]) == 0
     files = [file for file in tmp_path.rglob("*") if file.is_file()]

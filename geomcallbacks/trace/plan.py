@@ -104,16 +104,10 @@ def make_plan(
     }
     for label, probe in built.items():
         chosen.check_probe(label, probe)
-    return Plan(
-        reading,
-        chosen,
-        built,
-        (measures(tokenizer, built, chosen) if callable(measures) else measures) or {},
-        vocabulary,
-        precision,
-        recorded.batch_sizes if recorded is not None and "batch_size" not in settings else {},
-        recorded.from_scratch if recorded is not None else None,
-    )
+    made = measures(tokenizer, built, chosen) if callable(measures) else measures
+    sizes = recorded.batch_sizes if recorded is not None and "batch_size" not in settings else {}
+    from_scratch = None if recorded is None else recorded.from_scratch
+    return Plan(reading, chosen, built, made or {}, vocabulary, precision, sizes, from_scratch)
 
 
 def _versions() -> dict[str, str]:

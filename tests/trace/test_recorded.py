@@ -80,17 +80,9 @@ def test_a_probe_that_was_not_kept_must_be_given(tmp_path: Path) -> None:
     assert values(run / "geometry-trace.jsonl") == values(run / "given.jsonl") == values(run / "geometry.jsonl")
 
 
-def test_a_home_folder_is_understood_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    live(tmp_path / "run", positions=3)
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    summary = trace("~/run", reading=CPU)  # settings, probe and the place of the records are the run's
-    assert summary.path == tmp_path / "run" / "geometry-trace.jsonl"
-    assert [record["positions"] for record in read_records(summary.path)] == [3, 3]
-
-
-def test_the_latest_start_of_a_run_is_read_and_what_it_began_from(tmp_path: Path) -> None:
+def test_the_latest_start_of_a_run_is_read_and_what_it_began_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     live(tmp_path, from_scratch=True)
     live(tmp_path, positions=3, from_scratch=False)
     with (tmp_path / "geometry-2.jsonl").open("a") as file:  # settings that are none are passed over
@@ -99,9 +91,11 @@ def test_the_latest_start_of_a_run_is_read_and_what_it_began_from(tmp_path: Path
     assert (found.settings["positions"], found.from_scratch) == (3, False)
     (tmp_path / "geometry-3.jsonl").write_text((tmp_path / "geometry.jsonl").read_text().splitlines()[0] + "\n")
     assert recorded(tmp_path).settings == found.settings  # the third ended before it measured
-    trace(tmp_path, reading=CPU)
-    assert header(tmp_path / "geometry-trace.jsonl")["settings"]["from_scratch"] is False
-    assert read_records(tmp_path / "geometry-trace.jsonl")[0]["positions"] == 3
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    summary = trace(f"~/{tmp_path.name}", reading=CPU)  # settings, probe and the place of the records are the run's
+    assert summary.path == tmp_path / "geometry-trace.jsonl"
+    assert header(summary.path)["settings"]["from_scratch"] is False
+    assert [record["positions"] for record in read_records(summary.path)] == [3, 3]
 
 
 def test_models_in_order_are_not_from_scratch(tmp_path: Path) -> None:

@@ -34,15 +34,11 @@ def _in_background(checkpoint: Checkpoint, hub: Hub) -> Future[Path]:
 
     def fetch() -> None:
         try:
-            future.set_result(_fetch(checkpoint, hub))
+            if checkpoint.problem is not None:
+                raise ValueError(checkpoint.problem)
+            future.set_result(checkpoint.source or hub.fetch(checkpoint.model, checkpoint.revision))
         except Exception as error:
             future.set_exception(error)
 
     Thread(target=fetch, daemon=True).start()
     return future
-
-
-def _fetch(checkpoint: Checkpoint, hub: Hub) -> Path:
-    if checkpoint.problem is not None:
-        raise ValueError(checkpoint.problem)
-    return checkpoint.source or hub.fetch(checkpoint.model, checkpoint.revision)
