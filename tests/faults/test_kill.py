@@ -100,18 +100,20 @@ def test_lightning_gives_up_a_measurement_at_sigterm(
     assert batches.count(8) == 8 * 2 + 3
 
 
-def test_trainer_that_saves_at_sigterm_measures_nothing_after_it(tmp_path: Path, tally: Tally) -> None:
-    """With `enable_jit_checkpoint` Trainer saves and stops; it would call us for the last update then."""
+@pytest.mark.parametrize("where", ["on_step_begin", "on_step_end"])
+def test_trainer_that_saves_at_sigterm_measures_nothing_after_it(where: str, tmp_path: Path, tally: Tally) -> None:
+    """With `enable_jit_checkpoint` Trainer saves, forgets that it was told, and stops; it would call us again then."""
     tally("SIGTERM before a measurement")
 
-    class Told(TrainerCallback):
-        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
-                while not manager.is_checkpoint_requested:
-                    time.sleep(0.01)
+    def tell(args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 2 + (where == "on_step_end"):
+            os.kill(os.getpid(), signal.SIGTERM)
+            while not manager.is_checkpoint_requested:
+                time.sleep(0.01)
 
-    made = make_trainer(tmp_path, [Told(), *both("trainer", tmp_path)], enable_jit_checkpoint=True)
+    told = TrainerCallback()
+    setattr(told, where, tell)
+    made = make_trainer(tmp_path, [told, *both("trainer", tmp_path)], enable_jit_checkpoint=True)
     (manager,) = [c.jit_manager for c in made.callback_handler.callbacks if hasattr(c, "jit_manager")]
     manager.kill_wait = 0
     made.train()
