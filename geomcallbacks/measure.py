@@ -16,7 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from geomcallbacks.metrics import METRIC_NAMES
-from geomcallbacks.probe import ProbeSet, deal
+from geomcallbacks.probe import ProbeSet
+from geomcallbacks.probing.batches import deal
 from geomcallbacks.reading.device import device_of
 from geomcallbacks.reading.no_trace import leave_no_trace
 from geomcallbacks.reading.reader import Reader

@@ -19,9 +19,9 @@ from geomcallbacks.phases import PHASE_NAMES
 from geomcallbacks.phases.tracker import PhaseTracker
 from geomcallbacks.probe import ProbeSet
 from geomcallbacks.probing.positions import Positions
+from geomcallbacks.reading.calling import ForwardFn
 from geomcallbacks.reading.device import device_of
 from geomcallbacks.reading.locate import Layers, layer_list
-from geomcallbacks.reading.reader import ForwardFn
 from geomcallbacks.record import CONVENTION, GeometryRecord, read_records
 from geomcallbacks.running.base import RunMonitor
 from geomcallbacks.running.processes import from_first, rank

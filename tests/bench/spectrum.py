@@ -76,9 +76,9 @@ def centred_alone(rows_nd: Tensor) -> Tensor:
     """Ours without the spectrum of the uncentred rows."""
     store = fed(rows_nd)
     if isinstance(store, Moments):
-        gram = store.m2
+        gram = store.finish().m2_dd
     else:
-        stacked_nd = store.stacked()[0]
+        stacked_nd = store.finish().rows_nd
         centred_nd = stacked_nd - stacked_nd.mean(0)
         gram = centred_nd @ centred_nd.T
     return torch.linalg.eigvalsh(gram).flip(0).clamp_min(0.0)[: len(rows_nd) - 1] / (len(rows_nd) - 1)
