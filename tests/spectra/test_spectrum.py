@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from geomcallbacks import metrics
 from geomcallbacks.spectra.moments import Moments, Rows
 from geomcallbacks.spectra.spectrum import spectrum_of, spectrum_of_rows
+from geomcallbacks.spectra.summary import describe
 
 SHAPES = [(200, 12), (12, 12), (13, 12), (9, 40), (2, 5), (5, 2), (30, 1)]
 
@@ -80,15 +80,8 @@ def test_descending_and_never_negative(n: int, d: int) -> None:
 def test_one_row() -> None:
     spectrum = spectrum_of_rows(torch.tensor([[3.0, 4.0]]))
     assert spectrum.eigenvalues.numel() == 0
-    torch.testing.assert_close(spectrum.singular_values, torch.tensor([5.0], dtype=torch.float64))
+    assert spectrum.singular_values.tolist() == pytest.approx([5.0])
     assert spectrum.mean_norm == 5.0
-
-
-@pytest.mark.parametrize("n", [3, 64])
-@pytest.mark.parametrize("value", [0.0, 1e3, 0.1])
-def test_equal_rows_have_an_exactly_zero_spectrum(n: int, value: float) -> None:
-    spectrum = spectrum_of_rows(torch.full((n, 8), value, dtype=torch.float32))
-    assert (spectrum.eigenvalues == 0).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -101,8 +94,8 @@ def test_round_off_of_the_features_own_dtype_has_no_alpha(dtype: torch.dtype, n:
     moments = Moments(64)
     moments.update(exact_nd.to(dtype))
     for spectrum in (spectrum_of_rows(exact_nd.to(dtype)), spectrum_of(moments)):
-        values, reasons = metrics.describe(spectrum, (7, 40))
+        values, reasons = describe(spectrum, (7, 40))
         assert values["alpha_req"] is values["alpha_req_r2"] is None
         assert reasons["alpha_req"] == "ranks 7 to 40 reach past the rank 5 of the data"
         assert values["rankme"] == pytest.approx(3.9, abs=1.0)  # what has no alpha has a rank all the same
-    assert metrics.describe(spectrum_of_rows(full_nd.to(dtype)), (7, 40))[1] == {}
+    assert describe(spectrum_of_rows(full_nd.to(dtype)), (7, 40))[1] == {}
