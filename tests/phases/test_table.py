@@ -29,31 +29,27 @@ def shown(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 
 def test_command_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = shown(capsys, write(tmp_path / "geometry.jsonl", {("web", "layer3"): DEMO})).splitlines()
-    assert lines[0] == "probe web, layer3"
-    assert [line.split()[0] for line in lines[1:]] == ["phase", *PHASE_NAMES]
-    assert lines[2].split("  ")[0:1] + lines[2].split()[1:] == [
-        "warm-up", "0", "32", "(24–42)", "20.48", "→", "3.72", "rises", "(opposite", "to", "RankMe)"
-    ]  # fmt: skip
-    assert len({line.index(word) for line, word in zip(lines[1:4], ("RankMe", "20.48", "3.72"), strict=True)}) == 1
-
-
-def test_command_chooses_curves_and_prints_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     level = [(step, 30.0, 1.0) for step, _, _ in DEMO]
-    path = write(tmp_path / "g.jsonl", {("web", "layer3"): DEMO, ("web", "layer1"): level, ("code", "layer3"): DEMO})
-    found = json.loads(shown(capsys, path, "--json"))
+    path = write(tmp_path / "geometry.jsonl", {("web", "layer3"): DEMO, ("web", "layer1"): level})
+    lines = shown(capsys, path).splitlines()
+    assert [lines[0], lines[6]] == ["probe web, layer3", "probe web, layer1"]
+    assert [line.split()[0] for line in lines[1:5]] == ["phase", *PHASE_NAMES]
+    assert " ".join(lines[2].split()) == "warm-up 0 32 (24–42) 20.48 → 3.72 rises (opposite to RankMe)"
+    assert lines[1].index("RankMe") == lines[2].index("20.48") == lines[3].index("3.72")
+    assert lines[7].startswith("no phase")
+
+
+@pytest.mark.parametrize(("told", "option", "first"), [(None, [], 0), (False, [], 2), (None, ["--trained"], 2)])
+def test_command_chooses_curves_and_prints_json(told, option, first: int, tmp_path: Path, capsys) -> None:
+    curves = {("web", "layer3"): DEMO, ("web", "layer1"): DEMO[:20], ("code", "layer3"): DEMO}
+    path = write(tmp_path / "geometry.jsonl", curves, from_scratch=told)
+    found = json.loads(shown(capsys, path, "--json", *option))
     sizes = [(curve["probe"], curve["layer"], len(curve["phases"])) for curve in found]
-    assert sizes == [("web", "layer3", 3), ("web", "layer1", 0), ("code", "layer3", 3)]
-    wanted = {"name": PHASE_NAMES[1], "number": 1, "start": 32, "start_interval": [24, 42], "alpha": "falls"}
-    assert found[0]["phases"][1].items() >= {**wanted, "agrees": True}.items()
-    assert json.loads(shown(capsys, path, "--json", "--layer", "layer3", "--probe", "code")) == found[2:]
-    assert "no phase" in shown(capsys, path, "--layer", "layer1")
-
-
-@pytest.mark.parametrize(("told", "option", "wanted"), [(None, [], 0), (False, [], 2), (None, ["--trained"], 2)])
-def test_command_knows_trained_weights(told, option, wanted: int, tmp_path: Path, capsys) -> None:
-    path = write(tmp_path / "geometry.jsonl", {("web", "layer3"): DEMO}, from_scratch=told)
-    assert json.loads(shown(capsys, path, "--json", *option))[0]["phases"][0]["number"] == wanted
+    assert sizes == [("web", "layer3", 3), ("web", "layer1", 2), ("code", "layer3", 3)]
+    one, two = found[0]["phases"][:2]
+    assert (one["number"], two["name"], two["start"], two["start_interval"]) == (first, PHASE_NAMES[1], 32, [24, 42])
+    assert (two["alpha"], two["agrees"]) == ("falls", True)
+    assert json.loads(shown(capsys, path, "--json", "--layer", "layer3", "--probe", "code", *option)) == found[2:]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from demo_curve import DEMO
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 import geomcallbacks.hf
 import geomcallbacks.lightning
@@ -80,69 +80,62 @@ PROBE = ProbeSet.from_token_ids([[0, i] for i in range(1, 65)])
 
 
 class Shaped(nn.Module):
-    """Its states are a table whose spectrum is set, so that RankMe is known: λᵢ ∝ i^−decay."""
+    """Its states are a table whose spectrum is set, so that RankMe is known: λᵢ ∝ i^−decay. A training step sets the
+    next one.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, stop: int | None = None) -> None:
         super().__init__()
-        self.table = nn.Embedding(65, 16)
+        self.table, self.stop = nn.Embedding(65, 16), stop
+        self.register_buffer("updates", torch.tensor(0))
         rows = torch.randn(64, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         self.base = torch.linalg.qr(rows - rows.mean(0))[0]
+        self.shape(0)
 
+    @torch.no_grad()
     def shape(self, step: int) -> None:
-        scale = torch.arange(1, 17, dtype=torch.float64) ** (-DECAY[step] / 2)
-        with torch.no_grad():
-            self.table.weight[1:] = (self.base * scale).float()
+        self.updates.fill_(step)
+        self.table.weight[1:] = (self.base * torch.arange(1, 17) ** (-DECAY[step] / 2)).float()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> dict[str, Tensor]:
-        return {"loss": self.table(input_ids).sum() * 0.0}
+        if self.training and int(self.updates) == self.stop:
+            raise KeyboardInterrupt
+        loss = self.table(input_ids).sum() * 0.0
+        if self.training:
+            self.shape(int(self.updates) + 1)
+        return {"loss": loss}
 
 
-def drive(monitor: GeometryMonitor, last: int = LAST) -> list[list[str | None]]:
-    """The phase of each curve at the updates 0 … `last`."""
+def drive(monitor: GeometryMonitor) -> list[list[str | None]]:
+    """The phase of each curve at the updates 0, 1, …"""
     model, found = Shaped(), []
-    for step in range(last + 1):
+    for step in range(LAST + 1):
         model.shape(step)
         found.append([record.phase for record in monitor.step(model, step)])
     return found
 
 
-def lines_of(text: str) -> list[str]:
-    """What is told of a phase, up to its name."""
-    return [line.strip().partition(" since ")[0] for line in text.splitlines() if "since update" in line]
+def told(text: str) -> list[str]:
+    """The phases of which lines tell that they began."""
+    heads = [line.strip().partition(" since ")[0] for line in text.splitlines() if "since update" in line]
+    return [head.rpartition(": ")[2] for head in heads]
 
 
 @pytest.mark.parametrize(("from_scratch", "first"), [(None, WARM), (False, DOWN)])
 def test_monitor_records_and_tells_the_phase(tmp_path: Path, caplog, from_scratch: bool | None, first: str) -> None:
-    monitor = GeometryMonitor(PROBE, path=tmp_path / "geometry.jsonl", from_scratch=from_scratch, **SETTINGS)
+    path = tmp_path / "geometry.jsonl"
+    monitor = GeometryMonitor({"a": PROBE, "b": PROBE}, path=path, from_scratch=from_scratch, **SETTINGS)
     wanted = [first if name == WARM else name for name in NAMES]
     with caplog.at_level("INFO", logger="geomcallbacks"):
-        assert drive(monitor) == [[name] for name in wanted]
-    records = read_records(tmp_path / "geometry.jsonl")
+        assert drive(monitor) == [[name, name] for name in wanted]
     share = np.arange(1, 17) ** -np.array(DECAY)[:, None]
     share /= share.sum(1, keepdims=True)
-    assert [row["rankme"] for row in records] == pytest.approx(np.exp(-(share * np.log(share)).sum(1)), rel=1e-5)
-    assert [row["phase"] for row in records] == wanted
-    assert [line.rpartition(": ")[2] for line in lines_of(caplog.text)] == [first, UP]
+    rows = [row for row in read_records(path) if row["probe"] == "a"]
+    assert [row["rankme"] for row in rows] == pytest.approx(np.exp(-(share * np.log(share)).sum(1)), rel=1e-5)
+    assert [row["phase"] for row in rows] == wanted
+    assert told(caplog.text) == [first, first, UP, UP]
     monitor.close()
-    assert drive(monitor) == [[name] for name in wanted]  # a new run of the same monitor starts a new curve
-
-
-def test_several_curves_have_their_own_phases() -> None:
-    monitor = GeometryMonitor({"a": PROBE, "b": PROBE}, **SETTINGS)
-    assert drive(monitor) == [[name, name] for name in NAMES]
-
-
-class Shapes(TrainerCallback):
-    """Sets the spectrum of each update; stops a run after update 9, once."""
-
-    def on_train_begin(self, args, state, control, model, **kwargs):
-        self.resumed = state.global_step > 0
-        model.shape(state.global_step)
-
-    def on_step_end(self, args, state, control, model, **kwargs):
-        model.shape(state.global_step)
-        if state.global_step == 10 and not self.resumed:
-            raise KeyboardInterrupt
+    assert drive(monitor) == [[name, name] for name in wanted]  # a new run of the same monitor starts a new curve
 
 
 def test_trainer_that_is_resumed_goes_on_in_its_phase(tmp_path: Path, capsys) -> None:
@@ -151,39 +144,28 @@ def test_trainer_that_is_resumed_goes_on_in_its_phase(tmp_path: Path, capsys) ->
         report_to="none", use_cpu=True, disable_tqdm=True,
     )  # fmt: skip
     data = [{"input_ids": torch.tensor([0, i])} for i in range(1, 65)]
-    for resume in (False, True):
-        callbacks = [Shapes(), geomcallbacks.hf.GeometryCallback(PROBE, **SETTINGS)]
-        trainer = Trainer(Shaped(), args, train_dataset=data, callbacks=callbacks)
+    for stop in (9, None):
+        callback = geomcallbacks.hf.GeometryCallback(PROBE, **SETTINGS)
+        trainer = Trainer(Shaped(stop), args, train_dataset=data, callbacks=[callback])
         with contextlib.suppress(KeyboardInterrupt):
-            trainer.train(resume_from_checkpoint=resume)
+            trainer.train(resume_from_checkpoint=stop is None)
     rows = [row for row in trainer.state.log_history if any(key.endswith("/rankme") for key in row)]
     phases = {row["step"]: next((row[key] for key in row if key.endswith("/phase")), None) for row in rows}
     assert phases == dict(enumerate(NUMBERS))
     assert [row["phase"] for row in read_records(tmp_path / "geometry.jsonl")] == NAMES
-    assert [line.rpartition(": ")[2] for line in lines_of(capsys.readouterr().out)] == [WARM, UP]
+    assert told(capsys.readouterr().out) == [WARM, UP]
 
 
-class ShapedModule(L.LightningModule):
-    """`Shaped`, which sets the spectrum of each update before callbacks see it."""
-
+class Module(L.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.network = Shaped()
-        self.network.shape(0)
 
     def training_step(self, batch, batch_idx):
         return self.network(batch[0])["loss"]
 
-    def on_before_zero_grad(self, optimizer):
-        self.network.shape(self.trainer.global_step)
-
     def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.0)
-
-
-class LightningShapes(L.Callback):
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        pl_module.network.shape(trainer.global_step)
+        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 def test_lightning_logs_the_phase(tmp_path: Path, capsys) -> None:
@@ -191,13 +173,13 @@ def test_lightning_logs_the_phase(tmp_path: Path, capsys) -> None:
     trainer = L.Trainer(
         default_root_dir=tmp_path, accelerator="cpu", max_steps=LAST, logger=CSVLogger(tmp_path), log_every_n_steps=50,
         enable_model_summary=False, enable_checkpointing=False,
-        callbacks=[LightningShapes(), geomcallbacks.lightning.GeometryCallback(PROBE, **settings)],
+        callbacks=[geomcallbacks.lightning.GeometryCallback(PROBE, **settings)],
     )  # fmt: skip
-    trainer.fit(ShapedModule(), DataLoader(TensorDataset(torch.arange(1, 65)[:, None]), batch_size=1))
+    trainer.fit(Module(), DataLoader(TensorDataset(torch.arange(1, 65)[:, None]), batch_size=1))
     [file] = tmp_path.glob("**/metrics.csv")
     rows = list(csv.DictReader(file.open()))
     key = next(key for key in rows[0] if key.endswith("/phase"))
     logged = {int(row["step"]): row[key] for row in rows if row[key.replace("phase", "rankme")]}
     assert logged == {step: "" if number is None else str(number) for step, number in enumerate(NUMBERS)}
     assert trainer.callback_metrics[key] == 1
-    assert [line.rpartition(": ")[2] for line in lines_of(capsys.readouterr().out)] == [WARM, UP]
+    assert told(capsys.readouterr().out) == [WARM, UP]

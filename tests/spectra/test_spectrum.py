@@ -99,3 +99,21 @@ def test_round_off_of_the_features_own_dtype_has_no_alpha(dtype: torch.dtype, n:
         assert reasons["alpha_req"] == "ranks 7 to 40 reach past the rank 5 of the data"
         assert values["rankme"] == pytest.approx(3.9, abs=1.0)  # what has no alpha has a rank all the same
     assert describe(spectrum_of_rows(full_nd.to(dtype)), (7, 40))[1] == {}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (torch.ones(5), r"rows_nd of shape \(5,\) is torch.float32: give features \(n, d\)"),
+        (torch.ones(0, 3), r"rows_nd of shape"),
+        (torch.ones(5, 0), r"rows_nd of shape"),
+        (torch.ones(5, 3).long(), r"is torch.int64: give features"),
+        (torch.ones(5, 3) * 1j, r"is torch.complex64: give features"),
+        (torch.tensor([[1.0, torch.nan], [2.0, 3.0]]), r"not finite"),
+        (torch.tensor([[1.0, 4.0], [2.0, -torch.inf]]), r"not finite"),
+        (torch.randn(5, 3, dtype=torch.float64) * 1e160, r"float64 does not hold"),
+    ],
+)
+def test_rows_that_are_no_features_are_refused(rows: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        spectrum_of_rows(rows)
