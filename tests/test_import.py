@@ -41,7 +41,7 @@ def modules_after(code: str) -> set[str]:
     report = "import json, sys; print(json.dumps(sorted(m for m in sys.modules if '.' not in m)))"
     run = subprocess.run([sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
-    return set(json.loads(run.stdout))
+    return set(json.loads(run.stdout.splitlines()[-1]))
 
 
 @pytest.mark.parametrize("code", [MEASURE, COUNT], ids=["measuring", "counting"])
