@@ -185,7 +185,7 @@ class ProbeSet:
                     raise ValueError(f"its format reads {metadata.get('format')!r}")
                 rows, lengths = file.get_tensor("input_ids"), file.get_tensor("lengths")
             probe = cls(rows, lengths, dropped=int(metadata.get("dropped", 0)))
-        except (SafetensorError, ValueError) as error:
+        except (SafetensorError, ValueError, IndexError, RuntimeError) as error:
             raise ValueError(f"{path} is not a saved probe, or was torn: {error}") from error
         if probe.fingerprint != metadata.get("fingerprint"):
             prints = f"{probe.fingerprint}, and was {metadata.get('fingerprint')} when saved"

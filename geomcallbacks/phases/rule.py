@@ -130,14 +130,14 @@ def find_phases(
     at, height = steps_n.tolist(), rankme_n.tolist()
     return [
         Phase(
-            name,
-            at[s.first],
-            at[s.last],
-            s.first_range and (at[s.first_range[0]], at[s.first_range[1]]),
-            s.last_range and (at[s.last_range[0]], at[s.last_range[1]]),
-            height[s.first],
-            height[s.last],
-            way,
+            name=name,
+            start=at[s.first],
+            end=at[s.last],
+            start_interval=_interval(at, s.first_range),
+            end_interval=_interval(at, s.last_range),
+            rankme_start=height[s.first],
+            rankme_end=height[s.last],
+            alpha=way,
         )
         for name, s, way in zip(names, found, _alpha_ways(places, alpha_n, found), strict=True)
     ]
@@ -208,3 +208,7 @@ def _alpha_ways(places: Array, alpha_n: Array, found: list[Stretch]) -> list[str
     inside = [alpha_n[stretch.first : stretch.last + 1] for stretch in found]
     inside = [values[np.isfinite(values)] for values in inside]
     return [_ALPHA_WAYS[direction(values, sigma)] if len(values) > 1 else None for values in inside]
+
+
+def _interval(steps: list[float], indices: tuple[int, int] | None) -> tuple[float, float] | None:
+    return None if indices is None else (steps[indices[0]], steps[indices[1]])

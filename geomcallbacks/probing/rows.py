@@ -46,12 +46,6 @@ def left_aligned(ids_nt: Tensor, mask_nt: Tensor | None) -> tuple[Tensor, Tensor
 
 def check_rows(input_ids_nt: Tensor, lengths_n: Tensor) -> None:
     """Raise ``ValueError`` for rows (n, t) and lengths (n,) that make no probe."""
-    if input_ids_nt.ndim != 2 or lengths_n.shape != input_ids_nt.shape[:1]:
-        shapes = f"token rows {tuple(input_ids_nt.shape)} and lengths {tuple(lengths_n.shape)}"
-        raise ValueError(f"{shapes} do not go together: give (n, t) and (n,)")
-    for name, values in (("token rows", input_ids_nt), ("lengths", lengths_n)):
-        if values.is_floating_point() or values.is_complex():
-            raise ValueError(f"{name} of dtype {values.dtype} are no whole numbers: give integers")
     if len(input_ids_nt) == 0:
         raise ValueError("the probe is empty: give at least one row of token ids")
     shortest, longest = (int(length) for length in lengths_n.aminmax())

@@ -17,21 +17,9 @@ from torch import Tensor, nn
 
 from geomcallbacks.probing.batches import ProbeBatch
 from geomcallbacks.probing.positions import Positions, feature_places, position_count
+from geomcallbacks.reading import locate
 from geomcallbacks.reading.calling import ForwardFn, call_backbone, call_entry, call_plain
 from geomcallbacks.reading.device import device_of, send
-from geomcallbacks.reading.locate import (
-    Layers,
-    ReadPoint,
-    backbone_of,
-    find_root,
-    is_language_model,
-    layer_list,
-    longest_of,
-    read_points,
-    refuse_unsupported,
-    unwrap,
-    vocabulary_of,
-)
 from geomcallbacks.reading.sharding import entry_of, spread_of
 
 
@@ -66,24 +54,24 @@ class Reader:
     """
 
     def __init__(
-        self, model: nn.Module, layers: Layers = -1, module: str | None = None, forward: ForwardFn | None = None
+        self, model: nn.Module, layers: locate.Layers = -1, module: str | None = None, forward: ForwardFn | None = None
     ) -> None:
         self.spread = spread_of(model)
-        model = unwrap(model)
-        refuse_unsupported(model)
-        named = [isinstance(layer, str) for layer in layer_list(layers)]
-        root_name, root = find_root(model, module, by_name=forward is not None or all(named))
+        model = locate.unwrap(model)
+        locate.refuse_unsupported(model)
+        named = [isinstance(layer, str) for layer in locate.layer_list(layers)]
+        root_name, root = locate.find_root(model, module, by_name=forward is not None or all(named))
         self.called: nn.Module = model
         self.vocabulary: int | None = None
         self.longest: int | None = None
         self._forward: Callable[[nn.Module, Tensor, Any], Any] = forward or call_plain
-        self._reads_backbone = is_language_model(root) and forward is None
+        self._reads_backbone = locate.is_language_model(root) and forward is None
         if self._reads_backbone:
-            self.vocabulary, self.longest = vocabulary_of(root), longest_of(root)
-            self.called, self._forward = backbone_of(root), call_backbone
+            self.vocabulary, self.longest = locate.vocabulary_of(root), locate.longest_of(root)
+            self.called, self._forward = locate.backbone_of(root), call_backbone
             if self.spread.sharded:
                 self.called, self._forward = entry_of(model, root), partial(call_entry, root)
-        self.points = read_points(root_name, root, layers)
+        self.points = locate.read_points(root_name, root, layers)
         # A module may run more than once in a pass, and the last time counts; a block of a language model runs once.
         # Accelerate's own hooks must see the end of a block whose weights they had brought in.
         offloads = any(hasattr(child, "_hf_hook") for child in self.called.modules())
@@ -112,7 +100,7 @@ class Reader:
         mask_bt = send(batch.mask_bt, device) if needed else None
         features: dict[str, Tensor] = {}
 
-        def keep(point: ReadPoint, value: Any) -> None:
+        def keep(point: locate.ReadPoint, value: Any) -> None:
             features[point.label] = pick(_hidden_states(point, value, batch))
             if self._stops_early and len(features) == len(self.points) and point.module is not self.called:
                 raise _AllRead
@@ -146,7 +134,7 @@ def pick_positions(batch: ProbeBatch, positions: Positions, device: torch.device
     return lambda hidden_btd: hidden_btd[row_m.to(hidden_btd.device), position_m.to(hidden_btd.device)]
 
 
-def _hidden_states(point: ReadPoint, value: Any, batch: ProbeBatch) -> Tensor:
+def _hidden_states(point: locate.ReadPoint, value: Any, batch: ProbeBatch) -> Tensor:
     """Return the hidden states (b, t, d) in what passes a hook, or raise ``ValueError`` where there are none."""
     hidden = getattr(value, "last_hidden_state", value)
     hidden = hidden[0] if isinstance(hidden, (tuple, list)) else hidden

@@ -30,7 +30,6 @@ class Spectrum:
         mean_norm: 0-d, the Euclidean norm of the mean row.
         floor: 0-d, the eigenvalue up to which there may be nothing but the rounding of the features' own dtype.
         n: rows.
-        d: columns.
     """
 
     eigenvalues: Tensor
@@ -38,7 +37,6 @@ class Spectrum:
     mean_norm: Tensor
     floor: Tensor
     n: int
-    d: int
 
 
 def spectrum_of(store: Moments | Rows) -> Spectrum:
@@ -48,7 +46,7 @@ def spectrum_of(store: Moments | Rows) -> Spectrum:
     n, mean_d, m2_dd = store.finish()
     uncentred_dd = torch.addr(m2_dd, mean_d, mean_d, alpha=n)
     floor = _floor(uncentred_dd.diagonal() / n, store.eps)
-    return _spectrum(m2_dd, uncentred_dd, mean_d, floor, n, store.d)
+    return _spectrum(m2_dd, uncentred_dd, mean_d, floor, n)
 
 
 def spectrum_of_rows(rows_nd: Tensor, eps: float | None = None) -> Spectrum:
@@ -63,12 +61,11 @@ def spectrum_of_rows(rows_nd: Tensor, eps: float | None = None) -> Spectrum:
     """
     if rows_nd.ndim != 2 or rows_nd.numel() == 0 or not rows_nd.is_floating_point():
         raise ValueError(f"rows_nd of shape {tuple(rows_nd.shape)} is {rows_nd.dtype}: give features (n, d) of floats")
-    n, d = rows_nd.shape
     eps = torch.finfo(rows_nd.dtype).eps if eps is None else eps
     rows_nd = rows_nd.to(torch.float64)
     mean_d = rows_nd.mean(0)
     floor = _floor(rows_nd.square().mean(0), eps)
-    return _spectrum(*_smaller_grams(rows_nd - mean_d, mean_d), mean_d, floor, n, d)
+    return _spectrum(*_smaller_grams(rows_nd - mean_d, mean_d), mean_d, floor, len(rows_nd))
 
 
 def _floor(mean_square_d: Tensor, eps: float) -> Tensor:
@@ -79,13 +76,13 @@ def _floor(mean_square_d: Tensor, eps: float) -> Tensor:
     return mean_square_d.median() * eps**2 / 3
 
 
-def _spectrum(centred: Tensor, uncentred: Tensor, mean_d: Tensor, floor: Tensor, n: int, d: int) -> Spectrum:
+def _spectrum(centred: Tensor, uncentred: Tensor, mean_d: Tensor, floor: Tensor, n: int) -> Spectrum:
     """Return the spectrum from the Gram matrices, (d, d) or (n, n), of the centred and of the uncentred rows."""
     mean_norm = mean_d.norm()
     eigenvalues = _descending_eigenvalues(centred)[: n - 1] / max(n - 1, 1)
     # Equal rows leave the round-off of their own mean behind, which is no variance.
     varies = eigenvalues.sum() > ((mean_norm * _ROUND_OFF) ** 2).clamp_min(_UNDERFLOW)
-    squared = _descending_eigenvalues(uncentred)[: min(n, d)]
+    squared = _descending_eigenvalues(uncentred)[:n]
     # The root lifts round-off of 1e-16 to 1e-8, enough of it to count in an entropy: below the solver's error is zero.
     error = squared[0] * len(squared) ** 0.5 * torch.finfo(squared.dtype).eps
     return Spectrum(
@@ -94,7 +91,6 @@ def _spectrum(centred: Tensor, uncentred: Tensor, mean_d: Tensor, floor: Tensor,
         mean_norm=mean_norm,
         floor=floor,
         n=n,
-        d=d,
     )
 
 
