@@ -80,9 +80,9 @@ def test_random_states_that_the_model_moves_are_put_back() -> None:
         drawn.append((torch.rand(1), random.random(), np.random.rand()))
         model(input_ids=ids_bt, attention_mask=mask_bt)
 
-    monitor = watch(layers="gpt_neox.final_layer_norm", forward=forward)
+    model, monitor = tiny.model(), watch(layers="gpt_neox.final_layer_norm", forward=forward)
     before = tiny.random_states()
-    monitor.measure(tiny.model(), 0)
+    monitor.measure(model, 0)
     assert drawn
     assert tiny.random_states() == before
 
