@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from geomcallbacks.probe import ProbeSet, deal
+from geomcallbacks.probe import ProbeSet
+from geomcallbacks.probing.batches import deal
 from geomcallbacks.reading.device import device_of
 from geomcallbacks.reading.no_trace import leave_no_trace
 from geomcallbacks.reading.reader import Reader
@@ -24,7 +25,7 @@ from geomcallbacks.record import GeometryRecord
 from geomcallbacks.running.processes import rank, worst
 from geomcallbacks.settings import ReadingSettings
 from geomcallbacks.spectra.moments import Moments, Rows
-from geomcallbacks.spectra.numbers import numbers_of
+from geomcallbacks.spectra.summary import numbers_of
 
 Ending = Callable[[], bool]
 

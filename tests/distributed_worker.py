@@ -205,8 +205,9 @@ def reduced_store(kind: type, parts: list[int]) -> list[float]:
         store.prepare(torch.ones(50, dtype=torch.int64))
         store.all_reduce((dist.group.WORLD,))
     if isinstance(store, Rows):
-        return store.stacked()[0].flatten().tolist()
-    return [store.count, *store.mean.tolist(), *store.m2.flatten().tolist()]
+        return store.finish().rows_nd.flatten().tolist()
+    n, mean_d, m2_dd = store.finish()
+    return [n, *mean_d.tolist(), *m2_dd.flatten().tolist()]
 
 
 def writes_once(folder: Path) -> list[str]:

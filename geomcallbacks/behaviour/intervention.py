@@ -196,10 +196,11 @@ def directions_of(language_model: Any, probe: ProbeSet, positions: Positions, ba
         store = store or Moments(feature_md.shape[1], feature_md.device)
         store.update(feature_md, origin)
     assert store is not None  # a probe has rows
-    if not bool(torch.isfinite(store.m2).all()):  # checked before the solve: it may return finite numbers for NaN
+    n, mean_d, m2_dd = store.finish()
+    if not bool(torch.isfinite(m2_dd).all()):  # checked before the solve: it may return finite numbers for NaN
         raise ValueError("hidden states of the probe are not finite: they have no eigendirections")
-    values_d, vectors_dd = torch.linalg.eigh(store.m2 / max(store.count - 1, 1))
-    return Directions(store.mean, values_d.flip(0).clamp_min(0.0), vectors_dd.flip(1))
+    values_d, vectors_dd = torch.linalg.eigh(m2_dd / max(n - 1, 1))
+    return Directions(mean_d, values_d.flip(0).clamp_min(0.0), vectors_dd.flip(1))
 
 
 def project(hidden_md: Tensor, directions: Directions, kept: Tensor, mean: str = "keep") -> Tensor:

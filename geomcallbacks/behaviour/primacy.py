@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from geomcallbacks.behaviour.evaluating import check_tokens, evaluating
 from geomcallbacks.behaviour.loss import check_batch_size
-from geomcallbacks.probe import ProbeBatch, ProbeSet
+from geomcallbacks.probe import ProbeSet
+from geomcallbacks.probing.batches import ProbeBatch
 from geomcallbacks.reading.device import device_of
 
 

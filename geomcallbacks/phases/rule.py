@@ -35,6 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomcallbacks.phases.turning import Array, Stretch, direction, noise, stretches
+from geomcallbacks.statistics import finite
 
 #: Phases in the order of their numbers.
 PHASE_NAMES = ("warm-up", "entropy-seeking", "compression-seeking")
@@ -85,14 +86,13 @@ class Phase:
         return (self.alpha == "falls") == (self.rankme_end > self.rankme_start)
 
     def describe(self, unit: str = "update") -> str:
-        """In words: "entropy-seeking since update 32 (24–42): RankMe 3.7 → 5.1"."""
-        about = "" if self.start_interval is None else " ({:,g}–{:,g})".format(*self.start_interval)
-        return (
-            f"{self.name} since {unit} {self.start:,g}{about}: RankMe {self.rankme_start:.4g} → {self.rankme_end:.4g}"
-        )
+        """Say it in words: "entropy-seeking since update 32 (24–42): RankMe 3.7 → 5.1"."""
+        interval = "" if self.start_interval is None else " ({:,g}–{:,g})".format(*self.start_interval)
+        change = f"RankMe {self.rankme_start:.4g} → {self.rankme_end:.4g}"
+        return f"{self.name} since {unit} {self.start:,g}{interval}: {change}"
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values."""
+        """Return all of it as plain values."""
         return vars(self) | {"number": self.number, "agrees": self.agrees}
 
 
@@ -103,7 +103,7 @@ def find_phases(
     *,
     from_scratch: bool | None = None,
 ) -> list[Phase]:
-    """Phases of a curve, in order. The rule stands at the head of this module.
+    """Return the phases of a curve, in order. The rule stands at the head of this module.
 
     Args:
         steps: (n,) updates or tokens, in any order; where one comes twice, the later value counts.
@@ -118,70 +118,62 @@ def find_phases(
     Raises:
         ValueError: lengths differ, a step is negative, or a value is not positive.
     """
-    points = _points(steps, rankme, alpha)
+    points = _points(steps, rankme, [None] * len(steps) if alpha is None else alpha)
     if len(points) < FEWEST_POINTS:
         return []
     steps_n, rankme_n, alpha_n = _thinned(np.array(points)).T
     places, heights = _places(steps_n), np.log(rankme_n)
     found = stretches(heights, noise(places, heights, _NOISE_FLOOR), _LEAST_CHANGE, _short(places))
-    if not found:
-        return []
-    warm = not found[0].rises and _warms_up(steps_n, len(found), from_scratch)
-    names = ["warm-up" if warm and k == 0 else PHASE_NAMES[1 if s.rises else 2] for k, s in enumerate(found)]
-    ways = _alpha_ways(places, alpha_n, found)
+    names = [PHASE_NAMES[1 if stretch.rises else 2] for stretch in found]
+    if found and not found[0].rises and _warms_up(steps_n, len(found), from_scratch):
+        names[0] = PHASE_NAMES[0]
+    at, height = steps_n.tolist(), rankme_n.tolist()
     return [
         Phase(
-            name,
-            float(steps_n[s.first]),
-            float(steps_n[s.last]),
-            _at(steps_n, s.first_range),
-            _at(steps_n, s.last_range),
-            float(rankme_n[s.first]),
-            float(rankme_n[s.last]),
-            way,
+            name=name,
+            start=at[s.first],
+            end=at[s.last],
+            start_interval=_interval(at, s.first_range),
+            end_interval=_interval(at, s.last_range),
+            rankme_start=height[s.first],
+            rankme_end=height[s.last],
+            alpha=way,
         )
-        for name, s, way in zip(names, found, ways, strict=True)
+        for name, s, way in zip(names, found, _alpha_ways(places, alpha_n, found), strict=True)
     ]
 
 
 def _points(
-    steps: Sequence[float], rankme: Sequence[float | None], alpha: Sequence[float | None] | None
+    steps: Sequence[float], rankme: Sequence[float | None], alpha: Sequence[float | None]
 ) -> list[tuple[float, float, float]]:
-    """(step, RankMe, α or NaN) in order of the steps, without those that have no RankMe."""
-    others = [None] * len(steps) if alpha is None else alpha
-    if not len(steps) == len(rankme) == len(others):
-        sizes = f"{len(steps)} steps, {len(rankme)} values of RankMe, {len(others)} of α"
+    """Return (step, RankMe, α or NaN) in order of the steps, without those that have no RankMe."""
+    if not len(steps) == len(rankme) == len(alpha):
+        sizes = f"{len(steps)} steps, {len(rankme)} values of RankMe, {len(alpha)} of α"
         raise ValueError(f"{sizes}: give one of each for every measurement")
     points: dict[float, tuple[float, float, float]] = {}
-    for step, value, other in zip(steps, rankme, others, strict=True):
-        place, height, slope = _finite(step), _finite(value), _finite(other)
+    for step, value, slope in zip(steps, rankme, alpha, strict=True):
+        place, height, way = finite(step), finite(value), finite(slope)
         if place is None or place < 0 or 0 < place < _LEAST_STEP:
             raise ValueError(f"steps hold {step!r:.40}: give updates or tokens, counted from 0")
-        if height is None:
-            continue
-        if height <= 0:
+        if height is not None and height <= 0:
             raise ValueError(f"rankme is {value} at step {step}: RankMe is positive")
-        points[place] = (place, height, math.nan if slope is None else slope)
+        if height is not None:
+            points[place] = (place, height, math.nan if way is None else way)
     return [points[step] for step in sorted(points)]
 
 
-def _finite(value: float | None) -> float | None:
-    """None for what is no number: NaN, infinite, or an integer that no float reaches."""
-    try:
-        return float(value) if value is not None and math.isfinite(value) else None
-    except OverflowError:
-        return None
-
-
 def _places(steps_n: Array) -> Array:
-    """log₁₀ of the steps; step 0 half a decade before the first positive one."""
+    """Return log₁₀ of the steps; step 0 half a decade before the first positive one."""
     first = steps_n[1] * 10**-_BEFORE_FIRST if steps_n[0] == 0 else steps_n[0]
     places: Array = np.log10(np.maximum(steps_n, first))
     return places
 
 
 def _thinned(points_n3: Array) -> Array:
-    """At most 200 points and the first one: the last in each 200th part of the log updates. The search is quadratic."""
+    """Return at most 200 points and the first one: the last in each 200th part of the log updates.
+
+    The search is quadratic.
+    """
     if len(points_n3) <= _MOST_POINTS:
         return points_n3
     places = _places(points_n3[:, 0])
@@ -192,7 +184,7 @@ def _thinned(points_n3: Array) -> Array:
 
 
 def _short(places: Array) -> NDArray[np.bool_]:
-    """(n, n) whether the points i … j, between others, span too little for a phase."""
+    """Return (n, n) whether the points i … j, between others, span too little for a phase."""
     number = np.arange(len(places))
     inner = (number[:, None] > 0) & (number[None, :] < len(places) - 1)
     found: NDArray[np.bool_] = inner & (places[None, :] - places[:, None] < _LEAST_SPAN - 1e-9)
@@ -207,19 +199,16 @@ def _warms_up(steps_n: Array, count: int, from_scratch: bool | None) -> bool:
 
 
 def _alpha_ways(places: Array, alpha_n: Array, found: list[Stretch]) -> list[str | None]:
+    """Return how α moves within each stretch."""
     known = np.isfinite(alpha_n)
     if not known.any():
         return [None] * len(found)
     alpha_n = alpha_n / max(1.0, float(np.abs(alpha_n[known]).max()))  # a square must stay within float64
-    floor = max(_NOISE_FLOOR * float(np.median(np.abs(alpha_n[known]))), 1e-12)
-    sigma = noise(places[known], alpha_n[known], floor)
-    ways: list[str | None] = []
-    for stretch in found:
-        inside = alpha_n[stretch.first : stretch.last + 1]
-        inside = inside[np.isfinite(inside)]
-        ways.append(_ALPHA_WAYS[direction(inside, sigma)] if len(inside) > 1 else None)
-    return ways
+    sigma = noise(places[known], alpha_n[known], max(_NOISE_FLOOR * float(np.median(np.abs(alpha_n[known]))), 1e-12))
+    inside = [alpha_n[stretch.first : stretch.last + 1] for stretch in found]
+    inside = [values[np.isfinite(values)] for values in inside]
+    return [_ALPHA_WAYS[direction(values, sigma)] if len(values) > 1 else None for values in inside]
 
 
-def _at(steps_n: Array, indices: tuple[int, int] | None) -> tuple[float, float] | None:
-    return None if indices is None else (float(steps_n[indices[0]]), float(steps_n[indices[1]]))
+def _interval(steps: list[float], indices: tuple[int, int] | None) -> tuple[float, float] | None:
+    return None if indices is None else (steps[indices[0]], steps[indices[1]])

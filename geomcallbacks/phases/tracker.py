@@ -3,8 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from geomcallbacks.phases.rule import Phase, find_phases
+
+
+@dataclass(frozen=True)
+class PhaseChange:
+    """What a measurement has changed; as text (`str`), what is said of it.
+
+    Attributes:
+        kind: "began": the run has passed into `phase`. "withdrawn": it turns out not to have.
+        phase: the phase that began, or the one that did not last.
+        name: the phase in which the run is now; None where the curve shows none.
+    """
+
+    kind: Literal["began", "withdrawn"]
+    phase: Phase
+    name: str | None
+
+    def __str__(self) -> str:
+        if self.kind == "began":
+            return self.phase.describe()
+        now = "in no phase" if self.name is None else f"still {self.name}"
+        return f"{now}: {self.phase.name} since update {self.phase.start:,g} did not last"
+
+
+def phase_change(before: Sequence[Phase], now: Sequence[Phase]) -> PhaseChange | None:
+    """Compare the phases of a curve before and after a measurement.
+
+    Returns:
+        The change of the phase in which the run is. None where there is none, also where only the past was read anew.
+    """
+    old, new = [phase.name for phase in before], [phase.name for phase in now]
+    if old == new or (len(new) == len(old) + 1 and new[-1:] == old[-1:]):
+        return None
+    name = new[-1] if new else None
+    if len(new) >= len(old):
+        return PhaseChange("began", now[-1], name)
+    return PhaseChange("withdrawn", next(phase for phase in reversed(before) if phase.name != name), name)
 
 
 class PhaseTracker:
@@ -31,24 +69,11 @@ class PhaseTracker:
         """The phase in which the run is; None where the curve does not show one yet."""
         return self.phases[-1].name if self.phases else None
 
-    def add(self, step: int, rankme: float | None) -> str | None:
-        """Take in a measurement; whatever was known of this update or later ones is dropped.
-
-        Returns:
-            In words, that the run has passed into another phase, or that it turns out not to have; else None.
-        """
+    def add(self, step: int, rankme: float | None) -> PhaseChange | None:
+        """Take in a measurement, drop what was known of this update or later ones, and return what that changes."""
         before = self.phases
         self.load([*(point for point in self._points if point[0] < step), (step, rankme)])
-        grown = len(self.phases) - len(before)
-        if (not before and not self.phases) or [p.name for p in before] == [p.name for p in self.phases]:
-            return None
-        if grown >= 0:
-            # One more phase, and the run is still in the same: only what lies behind it was read anew.
-            same = grown == 1 and before and before[-1].name == self.name
-            return None if same else self.phases[-1].describe()
-        gone = next(phase for phase in reversed(before) if phase.name != self.name)
-        held = f"still {self.name}" if self.phases else "in no phase"
-        return f"{held}: {gone.name} since update {gone.start:,g} did not last"
+        return phase_change(before, self.phases)
 
     def load(self, points: Sequence[tuple[int, float | None]]) -> None:
         """Take in what a resumed run has measured: (step, RankMe)."""

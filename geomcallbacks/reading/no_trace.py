@@ -14,11 +14,11 @@ from torch import nn
 
 @contextmanager
 def leave_no_trace(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, and everything as it was outside: each submodule's own mode, attributes and buffers, and
-    every random state.
+    """Put a module into evaluation mode inside, and put back afterwards what a forward pass may change.
 
-    Compiled submodules run eagerly inside: a hook added after the first compiled call would never fire, and the probe's
-    shapes would make the training graphs dynamic.
+    That is each submodule's own mode, attributes and buffers, and every random state. Compiled submodules run eagerly
+    inside: a hook added after the first compiled call would never fire, and the probe's shapes would make the training
+    graphs dynamic.
     """
     # Modes are attributes too; dynamic RoPE replaces buffers and attributes for a row longer than any before.
     before = [(child, dict(vars(child)), dict(child._buffers)) for child in module.modules()]

@@ -9,8 +9,8 @@ import scipy.stats
 import torch
 
 from geomcallbacks.metrics import METRIC_NAMES
-from geomcallbacks.spectra.jackknife import GROUPS, jackknife
 from geomcallbacks.spectra.moments import Rows
+from geomcallbacks.spectra.summary import GROUPS, jackknife
 
 WINDOW = (2, 6)
 
