@@ -15,8 +15,7 @@ import torch
 from hostile import refused, survive
 
 from geomcallbacks import metrics
-from geomcallbacks.behaviour.diversity import answer_entropy, distinct_answers, distinct_n
-from geomcallbacks.behaviour.passk import pass_at_k
+from geomcallbacks.behaviour import answer_entropy, distinct_answers, distinct_n, pass_at_k
 from geomcallbacks.phases import find_phases
 from geomcallbacks.spectra.moments import Moments
 from geomcallbacks.spectra.spectrum import spectrum_of, spectrum_of_rows

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from geomcallbacks import ProbeSet, read_records
 from geomcallbacks.behaviour import ChoiceAccuracy, Choices, Completions, Memorisation, NgramScores
-from geomcallbacks.behaviour.intervention import KINDS, SpectralIntervention
+from geomcallbacks.behaviour.measures.intervention import KINDS, SpectralIntervention
 from geomcallbacks.cli import main
 
 

@@ -33,9 +33,7 @@ def language_model_of(model: nn.Module) -> Any:
     refuse_unsupported(inner)
     _, found = find_root(inner, None, by_name=False)
     if found.get_output_embeddings() is None:  # type: ignore[operator]
-        raise ValueError(
-            f"{type(found).__name__} has no language-model head: give a model such as AutoModelForCausalLM's"
-        )
+        raise ValueError(f"{type(found).__name__} has no language-model head: give one such as AutoModelForCausalLM's")
     return found
 
 
@@ -50,17 +48,11 @@ def evaluating(model: nn.Module) -> Iterator[Any]:
         yield found
 
 
-def check_tokens(model: nn.Module, what: str, largest: int, longest: int) -> None:
-    """Raise ``ValueError`` where the model's vocabulary or its positions do not reach so far."""
+def check_tokens(model: nn.Module, name: str, largest: int, longest: int) -> None:
+    """Raise ``ValueError`` where the model's vocabulary or its positions do not reach as far as the rows called so."""
     found = language_model_of(model)
     vocabulary, positions = vocabulary_of(found), longest_of(found)
     if vocabulary is not None and largest >= vocabulary:
-        raise ValueError(
-            f"{what} hold token id {largest}, and the model's vocabulary ends at {vocabulary - 1}: tokenise with the"
-            " model's own tokenizer"
-        )
+        raise ValueError(f"{name} hold token id {largest}, and the model knows {vocabulary}: use its own tokenizer")
     if positions is not None and longest > positions:
-        raise ValueError(
-            f"{what} reach {longest} tokens, and the model has {positions} positions: shorten them (max_length,"
-            " max_new_tokens)"
-        )
+        raise ValueError(f"{name} reach {longest} tokens, and the model has {positions} positions: shorten them")

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from test_choices import choices
+from behaviour_rows import choices
 from transformers import GPT2LMHeadModel, GraniteConfig, GraniteForCausalLM
 
-from geomcallbacks import ProbeSet
-from geomcallbacks.behaviour import BehaviourMonitor, ChoiceAccuracy, Choices, SpectralIntervention
-from geomcallbacks.behaviour.intervention import KINDS, Directions, directions_of, head_logits, project
+from geomcallbacks.behaviour import ChoiceAccuracy, Choices, SpectralIntervention
+from geomcallbacks.behaviour.measures.intervention import KINDS, Directions, directions_of, head_logits, project
 from geomcallbacks.measure import measure_probe
 from geomcallbacks.reading.locate import backbone_of
 from geomcallbacks.settings import Settings
@@ -31,36 +30,30 @@ def probe_states(model, probe):
     return np.stack([states[-1] for states in last_states(model, rows)])
 
 
-def reference(model, feature_nd, option_states, made, kind, k, mean, order):
+def expected_accuracy(model, feature_nd, option_states, made, kind, k, drawn):
     """Accuracy under one projection, in NumPy."""
     m = feature_nd.mean(0)
     vectors = np.linalg.svd(feature_nd - m)[2]  # rows, descending: another route than an eigensolve
     action, which = kind.split("_")
-    order = {"top": np.arange(D), "bottom": np.arange(D)[::-1], "random": order}[which]
-    chosen = vectors[order[:k]]
+    chosen = vectors[{"top": np.arange(D), "bottom": np.arange(D)[::-1], "random": drawn}[which][:k]]
     projection = chosen.T @ chosen if action == "keep" else np.eye(D) - chosen.T @ chosen
-    move = {
-        "keep": lambda h: m + (h - m) @ projection,
-        "remove": lambda h: (h - m) @ projection,
-        "project": lambda h: h @ projection,
-    }[mean]
     head = model.get_output_embeddings().weight.detach().double().numpy()
     right = 0
     for states, options, answer in zip(option_states, made.option_ids, made.answers, strict=True):
         scores = []
         for state_td, option in zip(states, options, strict=True):
-            logits = move(state_td) @ head.T
+            logits = (m + (state_td - m) @ projection) @ head.T
             log_p = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
             scores.append(log_p[np.arange(len(option)), option].sum())
         right += int(np.argmax(scores)) == answer
     return right / len(made)
 
 
-@pytest.mark.parametrize(("kind", "mean"), [("gpt_neox", "keep"), ("olmo2", "remove"), ("gpt2", "project")])
-def test_every_projection_is_numpys(kind, mean):
-    model, probe, made = tiny.model(kind), tiny.probe(), choices(23)
-    found = SpectralIntervention(probe, made, ks=(2, 9), mean=mean, seed=5, batch_size=7)(model)
-    order = torch.randperm(D, generator=torch.Generator().manual_seed(5)).numpy()
+@pytest.mark.parametrize("kind", ["gpt_neox", "olmo2", "gpt2"])
+def test_every_projection_is_numpys(kind):
+    model, probe, made = tiny.model(kind), tiny.probe(), choices()
+    found = SpectralIntervention(probe, made, ks=(2, 9), seed=5, batch_size=7)(model)
+    drawn = torch.randperm(D, generator=torch.Generator().manual_seed(5)).numpy()
     feature_nd = probe_states(model, probe)
     option_states = [
         [states[len(prompt) - 1 : -1] for states in last_states(model, [prompt + option for option in options])]
@@ -68,14 +61,13 @@ def test_every_projection_is_numpys(kind, mean):
     ]
     for name in KINDS:
         for k in (2, 9):
-            expected = reference(model, feature_nd, option_states, made, name, k, mean, order)
+            expected = expected_accuracy(model, feature_nd, option_states, made, name, k, drawn)
             assert found[f"{name}_{k}"] == pytest.approx(expected), (name, k)
-    assert found["full"] == ChoiceAccuracy(made)(model)["accuracy"]
-    assert set(found) == {
-        name + end
-        for name in ("full", *(f"{kind}_{k}" for kind in KINDS for k in (2, 9)))
-        for end in ("", "_low", "_high")
+    assert {f"full{end}": found[f"full{end}"] for end in ("", "_low", "_high")} == {
+        f"full{end}": value
+        for end, value in zip(("", "_low", "_high"), ChoiceAccuracy(made)(model).values(), strict=True)
     }
+    assert len(found) == 3 * (1 + 2 * len(KINDS))
 
 
 @pytest.mark.parametrize("positions", ["last", 3, "all"])
@@ -99,12 +91,9 @@ def test_projection_worked_by_hand():
     vectors = torch.tensor([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]], dtype=torch.float64)
     directions = Directions(torch.ones(3, dtype=torch.float64), torch.tensor([3.0, 2, 1]), vectors)
     hidden = torch.tensor([[4.0, 5, 6]])
-    leading, none = torch.tensor([0]), torch.tensor([], dtype=torch.int64)
-    assert project(hidden, directions, leading, "keep").tolist() == [[1, 5, 1]]
-    assert project(hidden, directions, leading, "remove").tolist() == [[0, 4, 0]]
-    assert project(hidden, directions, leading, "project").tolist() == [[0, 5, 0]]
-    assert project(hidden, directions, none, "keep").tolist() == [[1, 1, 1]]
-    assert project(hidden.bfloat16(), directions, leading).dtype == torch.bfloat16
+    assert project(hidden, directions, torch.tensor([0])).tolist() == [[1, 5, 1]]
+    assert project(hidden, directions, torch.tensor([], dtype=torch.int64)).tolist() == [[1, 1, 1]]
+    assert project(hidden.bfloat16(), directions, torch.tensor([0])).dtype == torch.bfloat16
 
 
 def one_token(n=20, seed=4):
@@ -115,24 +104,14 @@ def one_token(n=20, seed=4):
     return Choices(prompts, options, torch.randint(0, 4, (n,), generator=generator).tolist())
 
 
-def test_all_directions_are_the_model_and_none_is_chance():
-    model, made = tiny.model("gpt_neox"), one_token()
-    for mean in ("keep", "remove", "project"):
-        found = SpectralIntervention(tiny.probe(), made, ks=(D,), mean=mean)(model)
-        if mean != "remove":  # without the mean, all directions are not the model
-            assert found["keep_top_16"] == found["keep_bottom_16"] == found["keep_random_16"] == found["full"]
-        if mean == "keep":
-            continue
-        assert found["remove_top_16"] == found["remove_bottom_16"] == 0.25  # no state, no bias: all options alike
-
-
-def test_without_directions_only_the_mean_speaks():
+def test_all_directions_are_the_model_and_without_any_only_the_mean_speaks():
     model, made, probe = tiny.model("gpt_neox"), one_token(), tiny.probe()
-    found = SpectralIntervention(probe, made, ks=(D,), kinds=("remove_top",))(model)
+    found = SpectralIntervention(probe, made, ks=(D,))(model)
+    assert found["keep_top_16"] == found["keep_bottom_16"] == found["keep_random_16"] == found["full"]
     logits = probe_states(model, probe).mean(0) @ model.get_output_embeddings().weight.detach().double().numpy().T
     scores = [[logits[token] for (token,) in options] for options in made.option_ids]
     right = [int(np.argmax(row)) == answer for row, answer in zip(scores, made.answers, strict=True)]
-    assert found["remove_top_16"] == pytest.approx(np.mean(right))
+    assert found["remove_top_16"] == found["remove_bottom_16"] == pytest.approx(np.mean(right))
 
 
 def test_a_head_that_reads_one_direction():
@@ -146,7 +125,7 @@ def test_a_head_that_reads_one_direction():
     states = [row[-1] for row in last_states(model, asked.prompt_ids)]
     answers = [best(options, state) for options, state in zip(asked.option_ids, states, strict=True)]
     made = Choices(asked.prompt_ids, asked.option_ids, answers)
-    found = SpectralIntervention(probe, made, ks=(1, 15), mean="keep")(model)
+    found = SpectralIntervention(probe, made, ks=(1, 15))(model)
     assert found["full"] == found["keep_top_1"] == found["keep_top_15"] == found["remove_bottom_15"] == 1.0
     always = [best(options, mean) for options in made.option_ids]
     constant = np.mean(np.array(always) == answers)
@@ -197,36 +176,10 @@ def test_a_head_that_reads_something_else_is_refused():
     model = Odd(tiny.CONFIGS["gpt2"]())
     with pytest.raises(ValueError, match=r"head of Odd.*own logits"):
         SpectralIntervention(tiny.probe(), choices(), ks=(2,))(model)
-    assert hooks_of(model) == 0
-
-
-def hooks_of(model):
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
-
-
-def state_of(model):
-    weights = {name: value.clone() for name, value in model.state_dict().items()}
-    return weights, [m.training for m in model.modules()], tiny.random_states()
-
-
-def same(one, other):
-    return one[1:] == other[1:] and all(torch.equal(one[0][name], other[0][name]) for name in one[0])
-
-
-def test_leaves_no_trace():
-    model = tiny.model(attention_dropout=0.5, hidden_dropout=0.5)
-    model.gpt_neox.layers[1].eval()
-    before, measure = state_of(model), SpectralIntervention(tiny.probe(), choices(), ks=(2,))
-    assert measure(model) == measure(model)
-    assert same(state_of(model), before)
-    assert hooks_of(model) == 0
-    assert all(p.grad is None for p in model.parameters())
 
 
 def test_hooks_go_when_the_head_fails():
-    model = tiny.model()
-    before, measure = state_of(model), SpectralIntervention(tiny.probe(), choices(), ks=(2,))
-    calls = []
+    model, calls = tiny.model(), []
 
     def fail(module, args):
         calls.append(1)
@@ -235,10 +188,10 @@ def test_hooks_go_when_the_head_fails():
 
     handle = model.get_output_embeddings().register_forward_pre_hook(fail)
     with pytest.raises(RuntimeError, match="the head fails"):
-        measure(model)
+        SpectralIntervention(tiny.probe(), choices(), ks=(2,))(model)
     handle.remove()
-    assert hooks_of(model) == 0
-    assert same(state_of(model), before)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert all(m.training for m in model.modules())
 
 
 def test_non_finite_states_are_refused():
@@ -248,48 +201,32 @@ def test_non_finite_states_are_refused():
         SpectralIntervention(tiny.probe(), choices(), ks=(2,))(model)
 
 
-def test_logged_by_the_monitor(tmp_path):
-    model, measure = tiny.model(), SpectralIntervention(tiny.probe(), choices(), ks=(2,), kinds=["remove_top"])
-    monitor = BehaviourMonitor({"spectral": measure}, path=tmp_path / "behaviour.jsonl", on_error="raise")
-    monitor.start(model)
-    assert set(monitor.measure(model, 0)) == {
-        f"spectral/{name}{end}" for name in ("full", "remove_top_2") for end in ("", "_low", "_high")
-    }
-    monitor.close()
-    other = SpectralIntervention(tiny.probe(), choices(), ks=(2,), kinds=["remove_top"], mean="project")
-    assert measure.fingerprint != other.fingerprint
+def make(probe=None, **changes):
+    return SpectralIntervention(probe or tiny.probe(), choices(), **{"ks": (2,), **changes})
 
 
-def make(**changes):
-    settings = {"probe": tiny.probe(), "choices": choices(), "ks": (2,)} | changes
-    return SpectralIntervention(settings.pop("probe"), settings.pop("choices"), **settings)
+def test_fingerprint_sees_every_setting():
+    changes = ({}, {"ks": (3,)}, {"kinds": ["keep_top"]}, {"positions": 3}, {"seed": 1}, {"probe": tiny.probe(seed=2)})
+    assert len({make(**change).fingerprint for change in changes}) == 6
+    assert make(batch_size=3).fingerprint == make().fingerprint
 
 
 @pytest.mark.parametrize(
-    ("call", "error", "message"),
+    ("call", "message"),
     [
-        (lambda: make(probe=[[1, 2]]), TypeError, "probe is a list"),
-        (lambda: make(choices=[1]), TypeError, "choices is a list"),
-        (lambda: make(ks=()), ValueError, r"ks=\(\)"),
-        (lambda: make(ks=(0,)), ValueError, r"ks=\(0,\)"),
-        (lambda: make(ks=(2, 2)), ValueError, "twice"),
-        (lambda: make(ks=(64,)), ValueError, "asks for 64 directions.*n = 64 features have 63"),
-        (lambda: make(kinds="keep_top"), ValueError, "kinds='keep_top'.*in a list"),
-        (lambda: make(kinds=["keep_middle"]), ValueError, "keep_middle.*keep_top"),
-        (lambda: make(mean="drop"), ValueError, "mean='drop'"),
-        (lambda: make(positions="first"), ValueError, "positions='first'"),
-        (lambda: make(ks=(17,)).check(tiny.model()), ValueError, "17 directions.*d = 16"),
-        (lambda: make(probe=tiny.probe(16)).check(tiny.model()), ValueError, "n = 16 features do not determine"),
-        (lambda: make(choices=Choices([[1]], [[[2], [120]]], [0])).check(tiny.model()), ValueError, "token id 120"),
-        (
-            lambda: make(probe=ProbeSet.from_token_ids([[1, 200]] * 20)).check(tiny.model()),
-            ValueError,
-            "probe rows hold token id 200",
-        ),
+        (lambda: make(ks=()), r"ks=\(\)"),
+        (lambda: make(ks=(0,)), r"ks=\(0,\)"),
+        (lambda: make(ks=(2, 2)), "each once"),
+        (lambda: make(ks=(64,)), r"ks=\(64,\).*n = 64 features have 63"),
+        (lambda: make(kinds="keep_top"), r"kinds='keep_top'.*in a list"),
+        (lambda: make(kinds=["keep_middle"]), r"keep_middle.*keep_top"),
+        (lambda: make(positions="first"), "positions='first'"),
+        (lambda: make(ks=(17,)).check(tiny.model()), r"ks=\(17,\).*d = 16"),
+        (lambda: make(probe=tiny.probe(16)).check(tiny.model()), "n = 16 features do not determine"),
     ],
 )
-def test_bad_input_is_refused(call, error, message):
-    with pytest.raises(error, match=message):
+def test_bad_input_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
         call()
 
 
