@@ -40,3 +40,14 @@ def one_by_one(model: Any, prompt: Sequence[int], completion: Sequence[int]) -> 
         total += float(logits[token] - logits.logsumexp(0))
         ids.append(token)
     return total
+
+
+def state_of(model: Any) -> tuple[object, ...]:
+    """All that a measure might leave behind on a model, and every random state; comparable with ==."""
+    return (
+        {name: value.numpy().tobytes() for name, value in model.state_dict().items()},
+        [(m.training, sorted(vars(m)), len(m._forward_hooks) + len(m._forward_pre_hooks)) for m in model.modules()],
+        [p.grad for p in model.parameters()],
+        (model.config.to_dict(), model.generation_config.to_dict(), id(model.generation_config)),
+        tiny.random_states(),
+    )

@@ -17,8 +17,7 @@ from geomcallbacks.behaviour.measures.primacy import FrequencyLoss, first_below,
 from geomcallbacks.behaviour.measures.rollouts import RolloutScore
 from geomcallbacks.behaviour.monitor import BehaviourMonitor
 from geomcallbacks.behaviour.rows.choices import Choices
-from geomcallbacks.behaviour.rows.completions import Completions
-from geomcallbacks.behaviour.rows.continuations import continuations
+from geomcallbacks.behaviour.rows.completions import Completions, continuations
 from geomcallbacks.behaviour.rows.counts import load_counts, save_counts, token_counts
 from geomcallbacks.behaviour.sampling.diversity import answer_entropy, distinct_answers, distinct_n, self_bleu
 from geomcallbacks.behaviour.sampling.draw import Rollouts, sample

@@ -59,29 +59,24 @@ SCIQ = [
 ]  # fmt: skip
 
 
-def test_sciq():
-    """BOS is 1, an unknown word ("Question:", "Answer:") 3, "w0" 4; the row whose answer is also wrong is left out."""
-    made = Choices.from_sciq(SCIQ, tiny.tokenizer(eos=True))
-    assert made.prompt_ids == [[1, 5, 6, 3, 7, 3], [1, 14, 3, 15, 16, 3]]
-    assert made.option_ids == [[[9, 10], [11], [12], [8]], [[18], [19], [20], [17]]]
-    assert made.answers == [3, 3]
-    with pytest.raises(ValueError, match=r"row 0 has no text in distractor3"):
-        Choices.from_sciq([{**SCIQ[0], "distractor3": None}], tiny.tokenizer())
-    with pytest.raises(ValueError, match="rows is empty"):
-        Choices.from_sciq([], tiny.tokenizer())
+def test_sciq_is_asked_as_the_harness_asks():
+    """Rows as lm-evaluation-harness has them; the row whose answer is also wrong is left out."""
 
-
-def test_sciq_prompt_is_the_harness_form():
     class Letters:
         eos_token_id = None
 
         def __call__(self, texts, **settings):
             return {"input_ids": [list(map(ord, text)) for text in texts]}
 
-    made = Choices.from_sciq(SCIQ[:1], Letters())
-    text = lambda ids: "".join(map(chr, ids))
-    assert text(made.prompt_ids[0]) == "w1 w2\nQuestion: w3\nAnswer:"
-    assert [text(option) for option in made.option_ids[0]] == [" w5 w6", " w7", " w8", " w4"]
+    made = Choices.from_sciq(SCIQ, Letters())
+    texts = lambda rows: ["".join(map(chr, row)) for row in rows]
+    assert texts(made.prompt_ids) == ["w1 w2\nQuestion: w3\nAnswer:", "w10\nQuestion: w11 w12\nAnswer:"]
+    assert texts(made.option_ids[0]) == [" w5 w6", " w7", " w8", " w4"]
+    assert made.answers == [3, 3]
+    with pytest.raises(ValueError, match="row 0 has no text in distractor3"):
+        Choices.from_sciq([{**SCIQ[0], "distractor3": None}], Letters())
+    with pytest.raises(ValueError, match="rows is empty"):
+        Choices.from_sciq([], Letters())
 
 
 def test_saved_and_read(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
-from behaviour_rows import choices, completions
+from behaviour_rows import choices, completions, state_of
 
 from geomcallbacks import ProbeSet, read_records
 from geomcallbacks.behaviour import (
@@ -24,7 +24,6 @@ from geomcallbacks.behaviour import (
 
 COUNTS = torch.arange(tiny.VOCABULARY)
 SCORES = NgramScores([[0.05 * (row + 1)] for row in range(11)], [[1]] * 11, "made by hand")
-WITH_INTERVAL = ("", "_low", "_high")
 
 
 def rollouts(**changes):
@@ -34,35 +33,24 @@ def rollouts(**changes):
 
 #: By name: the measure on given rows, a probe and questions, and the keys that it logs.
 MEASURES = {
-    "loss": (lambda rows, probe, asked: CompletionLoss(rows), {"loss"}),
+    "loss": (lambda rows, probe, asked, **x: CompletionLoss(rows, **x), ["loss"]),
     "preference": (
-        lambda rows, probe, asked: PreferenceScore(rows, Completions(rows.prompt_ids, rows.completion_ids[::-1])),
-        {"accuracy", "margin", "accuracy_per_token", "margin_per_token"},
+        lambda rows, probe, asked, **x: PreferenceScore(rows, rows, **x),
+        ["accuracy", "margin", "accuracy_per_token", "margin_per_token"],
     ),
-    "memorisation": (lambda rows, probe, asked: Memorisation(rows, SCORES), {"rho", "n", "low", "high"}),
-    "primacy": (lambda rows, probe, asked: FrequencyLoss(probe, COUNTS, bands=2), {"band_1", "band_2"}),
-    "accuracy": (lambda rows, probe, asked: ChoiceAccuracy(asked), {"accuracy", "low", "high"}),
+    "memorisation": (lambda rows, probe, asked, **x: Memorisation(rows, SCORES, **x), ["rho", "n", "low", "high"]),
+    "primacy": (lambda rows, probe, asked, **x: FrequencyLoss(probe, COUNTS, bands=2, **x), ["band_1", "band_2"]),
+    "accuracy": (lambda rows, probe, asked, **x: ChoiceAccuracy(asked, **x), ["accuracy", "low", "high"]),
     "intervention": (
-        lambda rows, probe, asked: SpectralIntervention(probe, asked, ks=(2,), kinds=["remove_top"]),
-        {name + end for name in ("full", "remove_top_2") for end in WITH_INTERVAL},
+        lambda rows, probe, asked, **x: SpectralIntervention(probe, asked, ks=(2,), kinds=["remove_top"], **x),
+        [name + end for name in ("full", "remove_top_2") for end in ("", "_low", "_high")],
     ),
     "rollouts": (
-        lambda rows, probe, asked: rollouts(),
-        {"reward", "pass@1", "pass@2", "distinct_answers", "answer_entropy", "distinct_1", "distinct_2", "no_answer",
-         "length"},
+        lambda rows, probe, asked, **x: rollouts(**x),
+        ["reward", "pass@1", "pass@2", "distinct_answers", "answer_entropy", "distinct_1", "distinct_2", "no_answer",
+         "length"],
     ),
 }  # fmt: skip
-
-
-def state_of(model):
-    return (
-        {name: value.numpy().tobytes() for name, value in model.state_dict().items()},
-        [m.training for m in model.modules()],
-        [sorted(vars(m)) for m in model.modules()],
-        [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()],
-        [p.grad for p in model.parameters()],
-        tiny.random_states(),
-    )
 
 
 @pytest.mark.parametrize("name", MEASURES)
@@ -105,25 +93,12 @@ def test_prompts_that_leave_no_room_to_sample_are_refused():
         rollouts(max_new_tokens=63).check(tiny.model("gpt2"))
 
 
-@pytest.mark.parametrize(
-    ("call", "error", "message"),
-    [
-        (lambda: CompletionLoss([[1]]), TypeError, "rows is a list"),
-        (lambda: PreferenceScore(["a"], completions()), TypeError, "chosen is a list.*Completions"),
-        (lambda: Memorisation([[1]], SCORES), TypeError, "rows is a list"),
-        (lambda: FrequencyLoss([[1, 2]], COUNTS), TypeError, "rows is a list"),
-        (lambda: ChoiceAccuracy([[1]]), TypeError, "choices is a list"),
-        (lambda: SpectralIntervention(tiny.probe(), [1]), TypeError, "choices is a list"),
-        (lambda: SpectralIntervention([[1, 2]], choices()), TypeError, "probe is a list"),
-        (lambda: CompletionLoss(completions(), batch_size=0), ValueError, "batch_size=0"),
-        (lambda: PreferenceScore(completions(), completions(), batch_size=-1), ValueError, "batch_size=-1"),
-        (lambda: Memorisation(completions(), SCORES, batch_size=0), ValueError, "batch_size=0"),
-        (lambda: FrequencyLoss(tiny.probe(), COUNTS, batch_size=True), ValueError, "batch_size=True"),
-        (lambda: ChoiceAccuracy(choices(), batch_size=0), ValueError, "batch_size=0"),
-        (lambda: SpectralIntervention(tiny.probe(), choices(), batch_size=0.5), ValueError, "batch_size=0.5"),
-        (lambda: rollouts(batch_size=0), ValueError, "batch_size=0"),
-    ],
-)
-def test_bad_arguments_are_refused(call, error, message):
-    with pytest.raises(error, match=message):
-        call()
+@pytest.mark.parametrize("name", MEASURES)
+def test_wrong_arguments_are_refused(name):
+    make, _ = MEASURES[name]
+    for batch_size in (0, True, 1.5):
+        with pytest.raises(ValueError, match=f"batch_size={batch_size}"):
+            make(completions(), tiny.probe(), choices(), batch_size=batch_size)
+    if name != "rollouts":
+        with pytest.raises(TypeError, match="is a list: give a"):
+            make([[1]], [[1]], [[1]])

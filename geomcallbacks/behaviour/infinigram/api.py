@@ -86,6 +86,5 @@ class InfiniGramAPI:
         except ValueError as error:
             raise ValueError(f"{self.url} did not answer in JSON: {body[:200]!r}") from error
         if not isinstance(answer, dict) or "error" in answer:
-            reason = answer["error"] if isinstance(answer, dict) else answer
-            raise ValueError(f"{self.url} refused the query to index {self.index!r}: {str(reason)[:300]}")
+            raise ValueError(f"{self.url} refused the query to index {self.index!r}: {str(answer)[:300]}")
         return answer

@@ -131,8 +131,8 @@ class SpectralIntervention:
         with evaluating(model) as language_model:
             directions = directions_of(language_model, self.probe, self.positions, self.batch_size)
             for name, score_o in self._scores(language_model, directions).items():
-                measured = accuracy_of(self.choices, score_o)
-                found |= {name: measured["accuracy"], f"{name}_low": measured["low"], f"{name}_high": measured["high"]}
+                numbers = accuracy_of(self.choices, score_o)
+                found |= {name: numbers["accuracy"], f"{name}_low": numbers["low"], f"{name}_high": numbers["high"]}
         return found
 
     def _scores(self, language_model: Any, directions: Directions) -> dict[str, Tensor]:

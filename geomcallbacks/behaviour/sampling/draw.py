@@ -90,12 +90,8 @@ def sample(
             for row, tokens in zip(batch, out_bt[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
                 drawn[row] = tokens[: tokens.index(eos)] if eos in tokens else tokens
     texts = tokenizer.batch_decode(drawn, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return Rollouts(
-        prompts=list(prompts),
-        completions=_grouped(texts, samples),
-        token_ids=[prompt + tokens for prompt, tokens in zip(prompt_ids, drawn, strict=True)],
-        completion_tokens=_grouped([len(tokens) for tokens in drawn], samples),
-    )
+    token_ids = [prompt + tokens for prompt, tokens in zip(prompt_ids, drawn, strict=True)]
+    return Rollouts(list(prompts), _grouped(texts, samples), token_ids, _grouped(list(map(len, drawn)), samples))
 
 
 def check_sampling(samples: int, max_new_tokens: int, temperature: float, batch_size: int) -> None:
