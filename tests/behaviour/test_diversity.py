@@ -20,12 +20,9 @@ def test_distinct_n():
         distinct_n("a b", 1)
 
 
-def test_distinct_answers():
+def test_distinct_answers_and_their_entropy():
     assert distinct_answers([4, 4, 5, None]) == 3 / 4
     assert distinct_answers([None, None]) == 1 / 2
-
-
-def test_answer_entropy():
     assert answer_entropy([7, 7, 7]) == 0.0
     assert answer_entropy([1, 2, None, "x"]) == pytest.approx(math.log(4))
     assert answer_entropy([1, 1, 2, 3]) == pytest.approx(1.5 * math.log(2))

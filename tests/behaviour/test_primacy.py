@@ -1,10 +1,11 @@
-"""Loss by token frequency against Transformers' own loss, on bands cut by hand."""
+"""Loss by token frequency against a forward pass for each token, on bands cut by hand."""
 
 from __future__ import annotations
 
 import pytest
 import tiny
 import torch
+from behaviour_rows import one_by_one
 
 from geomcallbacks import ProbeSet
 from geomcallbacks.behaviour import FrequencyLoss, first_below, learned_at, load_counts, save_counts, token_counts
@@ -20,17 +21,13 @@ def made(counts=COUNTS, rows=ROWS, **changed):
 
 
 def by_hand(model, rows, of_band):
-    """Mean loss by band, from Transformers' loss of one predicted token at a time."""
-    sums = {band: [] for band in of_band}
-    model.eval()
+    """Mean loss by band, from a forward pass for each predicted token."""
+    losses = {band: [] for band in of_band}
     for row in rows:
         for end in range(1, len(row)):
-            labels = torch.full((1, end + 1), -100)
-            labels[0, end] = row[end]
-            with torch.no_grad():
-                loss = model(input_ids=torch.tensor([row[: end + 1]]), labels=labels).loss.item()
-            sums[next(band for band, tokens in of_band.items() if row[end] in tokens)].append(loss)
-    return {f"band_{band}": pytest.approx(sum(found) / len(found), rel=1e-5) for band, found in sums.items()}
+            band = next(band for band, tokens in of_band.items() if row[end] in tokens)
+            losses[band].append(-one_by_one(model, row[:end], row[end : end + 1]))
+    return {f"band_{band}": pytest.approx(sum(found) / len(found), rel=1e-5) for band, found in losses.items()}
 
 
 @pytest.mark.parametrize("kind", ["gpt_neox", "llama", "gpt2"])
@@ -63,10 +60,9 @@ def test_bands_hold_equal_numbers_of_predictions_and_never_part_equal_counts():
 
 
 def test_counts_are_those_of_a_loop_and_survive_a_file(tmp_path):
-    rows = [torch.tensor([[1, 2], [2, 2]]), torch.tensor([0, 2], dtype=torch.int32)]
-    counts = token_counts(rows, 5)
+    counts = token_counts([torch.tensor([[1, 2], [2, 2]]), torch.tensor([0, 2], dtype=torch.int32)], 5)
     assert counts.tolist() == [1, 1, 4, 0, 0]
-    assert token_counts(rows[0], 3).tolist() == [0, 1, 3]
+    assert token_counts(torch.tensor([[1, 2], [2, 2]]), 3).tolist() == [0, 1, 3]
     save_counts(counts, tmp_path / "counts.txt")
     assert (tmp_path / "counts.txt").read_text() == "1\n1\n4\n0\n0\n"
     assert torch.equal(load_counts(tmp_path / "counts.txt"), counts)
