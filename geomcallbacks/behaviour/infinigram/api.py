@@ -76,9 +76,7 @@ class InfiniGramAPI:
             except OSError as error:
                 failed = error
         remedy = "look at the network and the address, or build an index of your own with InfiniGramIndex.build"
-        raise ConnectionError(
-            f"{self.url} gave no answer in {len(_WAITS) + 1} attempts ({failed}): {remedy}"
-        ) from failed
+        raise ConnectionError(f"{self.url} failed in {len(_WAITS) + 1} attempts ({failed}): {remedy}") from failed
 
     def _read(self, body: bytes) -> dict[str, Any]:
         try:

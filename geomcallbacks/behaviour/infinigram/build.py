@@ -68,9 +68,7 @@ def sort_suffixes(program: Path, folder: Path, width: int) -> None:
         command = [str(program), "make-part", *files, *shape]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
         if done.returncode:
-            raise RuntimeError(
-                f"infini-gram's builder failed with status {done.returncode}: {done.stderr.strip()[:500]}"
-            )
+            raise RuntimeError(f"infini-gram's builder ended with {done.returncode}: {done.stderr.strip()[:500]}")
         (Path(parts) / f"0-{size}").replace(table)
     # With a table of another length the engine reads beyond it, and the process dies.
     if (written := table.stat().st_size) != (due := size // width * pointer):

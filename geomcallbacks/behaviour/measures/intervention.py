@@ -93,9 +93,7 @@ class SpectralIntervention:
             raise ValueError(f"kinds={kinds!r}: give at least one of {', '.join(KINDS)}, in a list")
         self.n = int(position_count(probe.lengths_n, positions).sum())
         if self.n <= max(ks):
-            raise ValueError(
-                f"ks={tuple(ks)}: the probe's n = {self.n} features have {self.n - 1} directions; lower ks"
-            )
+            raise ValueError(f"ks={tuple(ks)}: the n = {self.n} features have {self.n - 1} directions; lower ks")
         self.probe, self.choices, self.ks, self.kinds = probe, choices, sorted(ks), tuple(kinds)
         self.positions, self.seed, self.batch_size = positions, seed, batch_size
         # The mean is kept and options are not normalised: words that stand in the fingerprints of older files too.

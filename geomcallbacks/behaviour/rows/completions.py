@@ -123,7 +123,7 @@ def continuations(
     ]
     if len(windows) < rows:
         raise ValueError(
-            f"rows={rows}: the documents have only {len(windows)} windows of {length} tokens; lower either"
+            f"rows={rows}: the documents have only {len(windows)} windows of {length} tokens; ask for fewer"
         )
     drawn = random.Random(seed).sample(windows, rows)
     return Completions([window[:prompt_length] for window in drawn], [window[prompt_length:] for window in drawn])

@@ -30,9 +30,7 @@ def token_counts(rows: Iterable[Tensor] | Tensor, vocabulary: int) -> Tensor:
         ids = row.reshape(-1).to("cpu", torch.int64)
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
             found = f"token ids from {int(ids.min())} to {int(ids.max())}"
-            raise ValueError(
-                f"{found} are not in vocabulary={vocabulary}: give the size of the tokenizer that made them"
-            )
+            raise ValueError(f"{found} are not in vocabulary={vocabulary}: give the tokenizer's size")
         counts += torch.bincount(ids, minlength=vocabulary)
     return counts
 

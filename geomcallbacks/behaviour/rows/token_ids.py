@@ -37,9 +37,7 @@ def token_lists(name: str, rows: Iterable[Iterable[int]]) -> list[list[int]]:
     lists = [[int(token) for token in row] for row in rows]
     for index, row in enumerate(lists):
         if not row:
-            raise ValueError(
-                f"{name} {index} has no tokens: leave it out, or have BOS put before and EOS behind a text"
-            )
+            raise ValueError(f"{name} {index} has no tokens: leave it out, or have BOS and EOS added")
         if min(row) < 0:
             raise ValueError(f"{name} {index} holds token id {min(row)}: ids are counted from 0")
     return lists
