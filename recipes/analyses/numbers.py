@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from geomcallbacks import read_records
-from geomcallbacks.behaviour.primacy import learned_at
+from geomcallbacks.behaviour import learned_at
 from geomcallbacks.phases import Phase, find_phases
 from geomcallbacks.statistics import spearman
 

@@ -16,9 +16,8 @@ from training.arguments import setting
 from transformers import PreTrainedTokenizerBase
 
 from geomcallbacks import ProbeSet
-from geomcallbacks.behaviour import ChoiceAccuracy, FrequencyLoss, Memorisation
+from geomcallbacks.behaviour import ChoiceAccuracy, FrequencyLoss, Memorisation, save_counts, token_counts
 from geomcallbacks.behaviour.monitor import Measure
-from geomcallbacks.behaviour.primacy import save_counts, token_counts
 from judging.cloze import PretrainingCounts, far_cloze, near_cloze
 from judging.memorisation_set import memorisation_set
 

@@ -16,34 +16,31 @@ def test_distinct_n():
     assert distinct_n(["a b", "a b", "b  a\n"], 2) == 2 / 3
     assert distinct_n(["a b", "c d"], 2) == 1.0  # "b c" spans two texts, and is none
     assert math.isnan(distinct_n(["a", ""], 2))
+    with pytest.raises(TypeError, match="texts is a single string"):
+        distinct_n("a b", 1)
 
 
-def test_distinct_answers():
+def test_distinct_answers_and_their_entropy():
     assert distinct_answers([4, 4, 5, None]) == 3 / 4
     assert distinct_answers([None, None]) == 1 / 2
-
-
-def test_answer_entropy():
     assert answer_entropy([7, 7, 7]) == 0.0
     assert answer_entropy([1, 2, None, "x"]) == pytest.approx(math.log(4))
     assert answer_entropy([1, 1, 2, 3]) == pytest.approx(1.5 * math.log(2))
 
 
-def test_self_bleu_of_alike_and_of_disjoint():
+def test_self_bleu():
+    """Of alike, of disjoint, and of five words of six in common: precisions 5/6, 4/5, 3/4, 2/3, no brevity penalty."""
     assert self_bleu(["a b c d e"] * 3) == pytest.approx(1.0)
     assert self_bleu(["a b c d e", "f g h i j"]) == 0.0
     assert self_bleu(["a b c d e", "a b c d e", "f g h i j"]) == pytest.approx(2 / 3)
 
-
-def test_self_bleu_by_hand():
-    """Five of six words in common: n-gram precisions 5/6, 4/5, 3/4, 2/3 both ways, no brevity penalty."""
     assert self_bleu(["a b c d e x", "a b c d e y"]) == pytest.approx((5 / 6 * 4 / 5 * 3 / 4 * 2 / 3) ** 0.25)
 
 
 def test_self_bleu_uses_all_others_as_references():
     """Each half of the third text is in another one: 4-grams a b c d and e f g h of five, and so on."""
     texts = ["a b c d", "e f g h", "a b c d e f g h"]
-    third = (8 / 8 * 6 / 7 * 4 / 6 * 2 / 5) ** 0.25 * 1.0
+    third = (8 / 8 * 6 / 7 * 4 / 6 * 2 / 5) ** 0.25
     # The closest reference of the third is four words long, so that it pays no brevity penalty; nor do the others,
     # whose closest reference is the other short one.
     assert self_bleu(texts) == pytest.approx((1.0 + 1.0 + third) / 3)
@@ -59,11 +56,10 @@ def test_self_bleu_without_torchmetrics_names_the_extra(monkeypatch):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: distinct_n([], 1), "texts"),
-        (lambda: distinct_n("a b", 1), "texts"),
+        (lambda: distinct_n([], 1), "texts is empty"),
         (lambda: distinct_n(["a"], 0), "n=0"),
-        (lambda: distinct_answers([]), "answers"),
-        (lambda: answer_entropy([]), "answers"),
+        (lambda: distinct_answers([]), "0 answers"),
+        (lambda: answer_entropy([]), "0 answers"),
         (lambda: self_bleu(["a"]), "at least two"),
     ],
 )

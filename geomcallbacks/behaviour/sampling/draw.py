@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from geomcallbacks.behaviour.completions import check_texts, encode_prompts
+from geomcallbacks.behaviour.arguments import check_positive, check_texts
 from geomcallbacks.behaviour.evaluating import check_tokens, evaluating
-from geomcallbacks.behaviour.loss import check_batch_size
+from geomcallbacks.behaviour.rows.token_ids import encode_prompts
 from geomcallbacks.reading.device import device_of
 
 
@@ -33,17 +31,6 @@ class Rollouts:
     completions: list[list[str]]
     token_ids: list[list[int]]
     completion_tokens: list[list[int]]
-
-    @property
-    def samples(self) -> int:
-        """Completions of each prompt."""
-        return len(self.completions[0])
-
-    @property
-    def fingerprint(self) -> str:
-        """16 hexadecimal digits of the SHA-256 over prompts and completions."""
-        text = json.dumps([self.prompts, self.completions])
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def sample(
@@ -76,36 +63,46 @@ def sample(
         TypeError, ValueError: an argument is wrong by itself, or model and prompts do not fit.
         RuntimeError: the model gives logits that are no distribution.
     """
+    from transformers import GenerationConfig, LogitsProcessorList
+
     check_sampling(samples, max_new_tokens, temperature, batch_size)
     check_texts("prompts", prompts)
-    prompt_ids = encode_prompts(prompts, tokenizer)
-    check_prompts(model, prompt_ids, max_new_tokens)
-    drawn = _draw_all(model, tokenizer, prompt_ids, samples, max_new_tokens, temperature, seed, batch_size)
-    texts = tokenizer.batch_decode(drawn, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return Rollouts(
-        prompts=list(prompts),
-        completions=_grouped(texts, samples),
-        token_ids=[prompt_ids[row // samples] + tokens for row, tokens in enumerate(drawn)],
-        completion_tokens=_grouped([len(tokens) for tokens in drawn], samples),
+    encoded = encode_prompts(prompts, tokenizer)
+    check_prompts(model, encoded, max_new_tokens)
+    prompt_ids = [row for row in encoded for _ in range(samples)]
+    eos = tokenizer.eos_token_id
+    pad = next((token for token in (tokenizer.pad_token_id, eos) if token is not None), 0)
+    settings = GenerationConfig(
+        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=eos, pad_token_id=pad, use_cache=True
     )
+    # By length, so that a batch has little padding.
+    order = sorted(range(len(prompt_ids)), key=lambda row: len(prompt_ids[row]))
+    drawn: list[list[int]] = [[] for _ in order]
+    with evaluating(model) as language_model:
+        device = device_of(language_model)
+        # What ours leaves unset would be filled in from the model's own, penalties included; put back on leaving.
+        language_model.generation_config = GenerationConfig()
+        processors = LogitsProcessorList([_Draw(temperature, seed, device)])
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            inputs = _left_padded([prompt_ids[row] for row in batch], pad, device)
+            out_bt = language_model.generate(**inputs, generation_config=settings, logits_processor=processors)
+            for row, tokens in zip(batch, out_bt[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
+                drawn[row] = tokens[: tokens.index(eos)] if eos in tokens else tokens
+    texts = tokenizer.batch_decode(drawn, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    token_ids = [prompt + tokens for prompt, tokens in zip(prompt_ids, drawn, strict=True)]
+    return Rollouts(list(prompts), _grouped(texts, samples), token_ids, _grouped(list(map(len, drawn)), samples))
 
 
 def check_sampling(samples: int, max_new_tokens: int, temperature: float, batch_size: int) -> None:
     """Raise ``ValueError`` where one of the arguments of `sample` is out of its range."""
-    if samples < 1:
-        raise ValueError(f"samples={samples}: give a positive number of completions a prompt")
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens}: give a positive number of tokens")
+    check_positive(samples=samples, max_new_tokens=max_new_tokens, batch_size=batch_size)
     if not 0.0 < temperature < float("inf"):
         raise ValueError(f"temperature={temperature}: give a positive number; near 0 the likeliest token is taken")
-    check_batch_size(batch_size)
 
 
 def check_prompts(model: nn.Module, prompt_ids: list[list[int]], max_new_tokens: int) -> None:
-    """Raise ``ValueError`` where the prompts are empty or do not fit the model."""
-    for index, row in enumerate(prompt_ids):
-        if not row:
-            raise ValueError(f"prompt {index} has no tokens, and the tokenizer adds no BOS: give text to go on from")
+    """Raise ``ValueError`` where the prompts and so many tokens do not fit the model."""
     longest = max(map(len, prompt_ids)) + max_new_tokens
     check_tokens(model, "prompts and completions", max(map(max, prompt_ids)), longest)
 
@@ -134,52 +131,12 @@ class _Draw:
         return torch.full_like(scores_bv, -torch.inf).scatter_(1, token_b1, 0.0)
 
 
-def _draw_all(
-    model: nn.Module,
-    tokenizer: Any,
-    prompt_ids: list[list[int]],
-    samples: int,
-    max_new_tokens: int,
-    temperature: float,
-    seed: int,
-    batch_size: int,
-) -> list[list[int]]:
-    """Tokens drawn for each row, prompt by prompt, up to EOS."""
-    from transformers import GenerationConfig, LogitsProcessorList
-
-    eos = tokenizer.eos_token_id
-    pad = next((token for token in (tokenizer.pad_token_id, eos) if token is not None), 0)
-    settings = GenerationConfig(
-        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=eos, pad_token_id=pad, use_cache=True
-    )
-    # By length, so that a batch has little padding.
-    order = sorted(range(len(prompt_ids) * samples), key=lambda row: (len(prompt_ids[row // samples]), row))
-    drawn: list[list[int]] = [[] for _ in order]
-    with evaluating(model) as language_model:
-        device = device_of(language_model)
-        # What ours leaves unset would be filled in from the model's own, penalties included; put back on leaving.
-        language_model.generation_config = GenerationConfig()
-        processors = LogitsProcessorList([_Draw(temperature, seed, device)])
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            ids_bt, mask_bt = _left_padded([prompt_ids[row // samples] for row in batch], pad)
-            out_bt = language_model.generate(
-                input_ids=ids_bt.to(device),
-                attention_mask=mask_bt.to(device),
-                generation_config=settings,
-                logits_processor=processors,
-            )
-            for row, tokens in zip(batch, out_bt[:, ids_bt.shape[1] :].tolist(), strict=True):
-                drawn[row] = tokens[: tokens.index(eos)] if eos in tokens else tokens
-    return drawn
-
-
-def _left_padded(rows: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Rows (b, t) with their ends aligned, and their mask."""
+def _left_padded(rows: list[list[int]], pad: int, device: torch.device) -> dict[str, Tensor]:
+    """A model's inputs: rows (b, t) with their ends aligned, and their mask."""
     width = max(map(len, rows))
-    ids_bt = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
-    mask_bt = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    return ids_bt, mask_bt
+    ids_bt = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)
+    mask_bt = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    return {"input_ids": ids_bt, "attention_mask": mask_bt}
 
 
 def _grouped(values: list[Any], size: int) -> list[list[Any]]:

@@ -1,4 +1,4 @@
-"""pass@k against hand-worked values and against counting every subset."""
+"""pass@k against counting every subset."""
 
 from __future__ import annotations
 
@@ -7,14 +7,6 @@ from itertools import combinations
 import pytest
 
 from geomcallbacks.behaviour import pass_at_k, pass_at_k_curve
-
-
-@pytest.mark.parametrize(
-    ("samples", "correct", "k", "expected"),
-    [(4, 1, 1, 1 / 4), (4, 1, 2, 1 / 2), (5, 2, 2, 1 - 3 / 10), (5, 0, 3, 0.0), (5, 5, 1, 1.0), (5, 3, 3, 1.0)],
-)
-def test_hand_worked(samples, correct, k, expected):
-    assert pass_at_k(samples, correct, k) == pytest.approx(expected, abs=1e-15)
 
 
 def test_every_subset_counted():
@@ -41,7 +33,6 @@ def test_curve_is_the_mean_over_problems():
         (lambda: pass_at_k(4, 1, 5), "k=5 is more than the samples=4"),
         (lambda: pass_at_k(4, 1, 0), "k=0"),
         (lambda: pass_at_k(4, 5, 1), "correct=5"),
-        (lambda: pass_at_k(4, -1, 1), "correct=-1"),
         (lambda: pass_at_k_curve([], 4, (1,)), "correct_p is empty"),
     ],
 )

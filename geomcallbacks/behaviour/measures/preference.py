@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from geomcallbacks.behaviour.completions import Completions
+from geomcallbacks.behaviour.arguments import check_equal_lengths, check_positive, check_type
 from geomcallbacks.behaviour.evaluating import check_tokens
-from geomcallbacks.behaviour.loss import check_batch_size, check_rows, completion_logprobs
+from geomcallbacks.behaviour.measures.loss import completion_logprobs
+from geomcallbacks.behaviour.rows.completions import Completions
 
 Pair = tuple[Tensor, Tensor]
 
@@ -36,16 +36,15 @@ def preference(
         where a log-probability is.
     """
     differences = {
-        "": chosen_n - rejected_n,
-        "_per_token": chosen_n / chosen_tokens_n - rejected_n / rejected_tokens_n,
+        "{}": chosen_n - rejected_n,
+        "{}_per_token": chosen_n / chosen_tokens_n - rejected_n / rejected_tokens_n,
     }
-    scores = {}
-    for suffix, difference_n in differences.items():
-        scores[f"accuracy{suffix}"] = _accuracy(difference_n)
-        scores[f"margin{suffix}"] = float(difference_n.mean())
     if reference is not None:
-        reward_n = (chosen_n - reference[0]) - (rejected_n - reference[1])
-        scores |= {"reward_accuracy": _accuracy(reward_n), "reward_margin": float(reward_n.mean())}
+        differences["reward_{}"] = (chosen_n - reference[0]) - (rejected_n - reference[1])
+    scores = {}
+    for name, difference_n in differences.items():
+        scores[name.format("accuracy")] = _accuracy(difference_n)
+        scores[name.format("margin")] = float(difference_n.mean())
     return scores
 
 
@@ -56,8 +55,11 @@ class PreferenceScore:
         chosen: the better completion of each pair.
         rejected: the worse one, to the same prompts in the same order.
         batch_size: rows that go through the model together.
-        reference: a reference model, which is run once here and not kept, or its log-probabilities (n,) of chosen and
-            rejected.
+        reference: a reference model, which is run once here and not kept.
+
+    Attributes:
+        fingerprint: names what is measured on.
+        reference: its log-probabilities (n,), (n,) of chosen and rejected, if one was given.
 
     Raises:
         TypeError, ValueError: an argument is wrong by itself, or chosen and rejected are no pairs.
@@ -69,23 +71,22 @@ class PreferenceScore:
         rejected: Completions,
         *,
         batch_size: int = 32,
-        reference: nn.Module | Pair | None = None,
+        reference: nn.Module | None = None,
     ) -> None:
-        check_rows("chosen", chosen)
-        check_rows("rejected", rejected)
-        check_batch_size(batch_size)
-        if len(chosen) != len(rejected):
-            raise ValueError(f"{len(chosen)} chosen and {len(rejected)} rejected completions: give one of each a pair")
+        check_type("chosen", chosen, Completions)
+        check_type("rejected", rejected, Completions)
+        check_positive(batch_size=batch_size)
+        check_equal_lengths(chosen=chosen, rejected=rejected)
         for index, (one, other) in enumerate(zip(chosen.prompt_ids, rejected.prompt_ids, strict=True)):
             if one != other:
                 raise ValueError(f"pair {index} has two prompts: give chosen and rejected in the same order")
         self.chosen, self.rejected, self.batch_size = chosen, rejected, batch_size
-        self.reference = self._reference(reference)
-
-    @property
-    def fingerprint(self) -> str:
-        """Names what is measured on."""
-        return f"{self.chosen.fingerprint}-{self.rejected.fingerprint}"
+        self.fingerprint = f"{chosen.fingerprint}-{rejected.fingerprint}"
+        self.reference: Pair | None = None
+        if reference is not None:
+            check_type("reference", reference, nn.Module)
+            (chosen_n, _), (rejected_n, _) = self._logprobs(reference)
+            self.reference = chosen_n, rejected_n
 
     def check(self, model: nn.Module) -> None:
         """Raise ``ValueError`` where the pairs do not fit the model."""
@@ -94,33 +95,15 @@ class PreferenceScore:
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """The scores of `preference`. See `completion_logprobs` for what is raised."""
-        chosen_n, chosen_tokens_n = completion_logprobs(model, self.chosen, self.batch_size)
-        rejected_n, rejected_tokens_n = completion_logprobs(model, self.rejected, self.batch_size)
+        (chosen_n, chosen_tokens_n), (rejected_n, rejected_tokens_n) = self._logprobs(model)
         return preference(chosen_n, rejected_n, chosen_tokens_n, rejected_tokens_n, self.reference)
 
-    def _reference(self, reference: nn.Module | Pair | None) -> Pair | None:
-        if reference is None:
-            return None
-        if isinstance(reference, nn.Module):
-            return (
-                completion_logprobs(reference, self.chosen, self.batch_size)[0],
-                completion_logprobs(reference, self.rejected, self.batch_size)[0],
-            )
-        if not isinstance(reference, tuple) or len(reference) != 2:
-            raise TypeError(
-                f"reference is a {type(reference).__name__}: give a model, or the log-probabilities (chosen, rejected)"
-            )
-        chosen_n, rejected_n = (torch.as_tensor(part).detach().to("cpu", torch.float64) for part in reference)
-        for part in (chosen_n, rejected_n):
-            if tuple(part.shape) != (len(self.chosen),):
-                raise ValueError(
-                    f"reference holds log-probabilities of shape {tuple(part.shape)}: give one for each of the"
-                    f" {len(self.chosen)} pairs"
-                )
-        return chosen_n, rejected_n
+    def _logprobs(self, model: nn.Module) -> list[Pair]:
+        """Of chosen and of rejected: what `completion_logprobs` returns."""
+        return [completion_logprobs(model, rows, self.batch_size) for rows in (self.chosen, self.rejected)]
 
 
 def _accuracy(difference_n: Tensor) -> float:
-    if bool(difference_n.isnan().any()):
+    if bool(difference_n.isnan().any()):  # whose sign is 0
         return float("nan")
     return float((difference_n.sign().double() + 1).mean() / 2)

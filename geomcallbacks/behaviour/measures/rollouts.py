@@ -6,18 +6,21 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from torch import nn
 
-from geomcallbacks.behaviour.completions import check_texts, encode_prompts
-from geomcallbacks.behaviour.diversity import answer_entropy, check_self_bleu, distinct_answers, distinct_n, self_bleu
-from geomcallbacks.behaviour.passk import pass_at_k_curve
-from geomcallbacks.behaviour.sampling import Rollouts, check_prompts, check_sampling, sample
+from geomcallbacks.behaviour.arguments import check_texts, check_type
+from geomcallbacks.behaviour.rows.token_ids import encode_prompts
+from geomcallbacks.behaviour.sampling import diversity
+from geomcallbacks.behaviour.sampling.draw import Rollouts, check_prompts, check_sampling, sample
+from geomcallbacks.behaviour.sampling.passk import pass_at_k_curve
 
 _SELF_BLEU_PROMPTS = 16
 
 
+@dataclass(eq=False)
 class RolloutScore:
     """Samples completions of fixed prompts and scores them.
 
@@ -42,62 +45,50 @@ class RolloutScore:
         ks: the k of pass@k, each at most `samples`.
         self_bleu_samples: completions a prompt for `self_bleu`, whose cost grows with their square; 0 leaves it out.
 
+    Attributes:
+        fingerprint: names the prompts and how completions are sampled from them.
+
     Raises:
         TypeError, ValueError: an argument is wrong.
         ImportError: `self_bleu_samples` is given and torchmetrics is missing.
     """
 
-    def __init__(
-        self,
-        prompts: Sequence[str],
-        reward: Callable[[str, int], float],
-        tokenizer: Any,
-        *,
-        answer: Callable[[str], Hashable | None],
-        samples: int,
-        max_new_tokens: int,
-        temperature: float = 1.0,
-        seed: int = 0,
-        batch_size: int = 256,
-        ks: Iterable[int] = (1,),
-        self_bleu_samples: int = 0,
-    ) -> None:
-        check_texts("prompts", prompts)
-        check_sampling(samples, max_new_tokens, temperature, batch_size)
-        for name, function in (("reward", reward), ("answer", answer)):
-            if not callable(function):
-                raise TypeError(f"{name} is a {type(function).__name__}: give a function of the completion")
-        self.ks = tuple(sorted(set(ks)))
-        if any(not 1 <= k <= samples for k in self.ks):
-            raise ValueError(f"ks={self.ks} must lie within 1 and samples={samples}: draw more, or give smaller k")
-        if self_bleu_samples != 0:
-            if not 2 <= self_bleu_samples <= samples:
-                raise ValueError(
-                    f"self_bleu_samples={self_bleu_samples} must be 0 or lie within 2 and samples={samples}"
-                )
-            check_self_bleu()
-        self.prompts, self.reward, self.answer, self._tokenizer = list(prompts), reward, answer, tokenizer
-        self._sampling: dict[str, Any] = {
-            "samples": samples,
-            "max_new_tokens": max_new_tokens,
-            "temperature": temperature,
-            "seed": seed,
-            "batch_size": batch_size,
-        }
-        self.self_bleu_samples = self_bleu_samples
+    prompts: Sequence[str]
+    reward: Callable[[str, int], float]
+    tokenizer: Any
+    _: KW_ONLY
+    answer: Callable[[str], Hashable | None]
+    samples: int
+    max_new_tokens: int
+    temperature: float = 1.0
+    seed: int = 0
+    batch_size: int = 256
+    ks: Iterable[int] = (1,)
+    self_bleu_samples: int = 0
 
-    @property
-    def fingerprint(self) -> str:
-        """Names the prompts and how completions are sampled from them."""
-        return hashlib.sha256(json.dumps([self.prompts, self._sampling]).encode()).hexdigest()[:16]
+    def __post_init__(self) -> None:
+        check_texts("prompts", self.prompts)
+        check_sampling(self.samples, self.max_new_tokens, self.temperature, self.batch_size)
+        check_type("reward", self.reward, Callable)
+        check_type("answer", self.answer, Callable)
+        self.prompts, self.ks = list(self.prompts), tuple(sorted(set(self.ks)))
+        if any(not 1 <= k <= self.samples for k in self.ks):
+            raise ValueError(f"ks={self.ks} must lie within 1 and samples={self.samples}: draw more, or give smaller k")
+        if self.self_bleu_samples != 0:
+            if not 2 <= (number := self.self_bleu_samples) <= self.samples:
+                raise ValueError(f"self_bleu_samples={number} must be 0 or lie within 2 and samples={self.samples}")
+            diversity.import_bleu()  # refuses before the first update where it is missing
+        names = ("samples", "max_new_tokens", "temperature", "seed", "batch_size")
+        self._sampling: dict[str, Any] = {name: getattr(self, name) for name in names}
+        self.fingerprint = hashlib.sha256(json.dumps([self.prompts, self._sampling]).encode()).hexdigest()[:16]
 
     def check(self, model: nn.Module) -> None:
         """Raise ``ValueError`` where the prompts do not fit the model."""
-        check_prompts(model, encode_prompts(self.prompts, self._tokenizer), self._sampling["max_new_tokens"])
+        check_prompts(model, encode_prompts(self.prompts, self.tokenizer), self.max_new_tokens)
 
     def sample(self, model: nn.Module) -> Rollouts:
         """Completions of the prompts; see `sample`."""
-        return sample(model, self._tokenizer, self.prompts, **self._sampling)
+        return sample(model, self.tokenizer, self.prompts, **self._sampling)
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """Sample, and score by `evaluate`."""
@@ -116,17 +107,17 @@ class RolloutScore:
         answer_ps = [[self.answer(text) for text in group] for group in groups]
         correct_p = [sum(reward >= 1 for reward in rewards) for rewards in reward_ps]
         scores = {"reward": _mean(reward for rewards in reward_ps for reward in rewards)}
-        scores |= {f"pass@{k}": v for k, v in pass_at_k_curve(correct_p, rollouts.samples, self.ks).items()}
-        scores["distinct_answers"] = _mean(map(distinct_answers, answer_ps))
-        scores["answer_entropy"] = _mean(map(answer_entropy, answer_ps))
+        scores |= {f"pass@{k}": v for k, v in pass_at_k_curve(correct_p, len(groups[0]), self.ks).items()}
+        scores["distinct_answers"] = _mean(map(diversity.distinct_answers, answer_ps))
+        scores["answer_entropy"] = _mean(map(diversity.answer_entropy, answer_ps))
         for n in (1, 2):
-            shares = [distinct_n(group, n) for group in groups]
+            shares = [diversity.distinct_n(group, n) for group in groups]
             scores[f"distinct_{n}"] = _mean(share for share in shares if not math.isnan(share))
         scores["no_answer"] = _mean(float(answer is None) for answers in answer_ps for answer in answers)
         scores["length"] = _mean(count for counts in rollouts.completion_tokens for count in counts)
         if self.self_bleu_samples:
             kept = [group[: self.self_bleu_samples] for group in groups[:_SELF_BLEU_PROMPTS]]
-            scores["self_bleu"] = _mean(map(self_bleu, kept))
+            scores["self_bleu"] = _mean(map(diversity.self_bleu, kept))
         return scores
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
+from typing import Any
+
+from geomcallbacks.behaviour.arguments import check_equal_lengths, check_positive, check_texts
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
@@ -14,11 +17,10 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
         A share within 0 and 1; NaN where no text has n words.
 
     Raises:
-        ValueError: there are no texts, or n is not positive.
+        TypeError, ValueError: this is no list of texts, there are none, or n is not positive.
     """
-    _check("texts", texts)
-    if n < 1:
-        raise ValueError(f"n={n}: give a positive number of words")
+    check_texts("texts", texts)
+    check_positive(n=n)
     split = [text.split() for text in texts]
     grams = [tuple(words[start : start + n]) for words in split for start in range(len(words) - n + 1)]
     return len(set(grams)) / len(grams) if grams else math.nan
@@ -30,7 +32,7 @@ def distinct_answers(answers: Sequence[Hashable | None]) -> float:
     Raises:
         ValueError: there are no answers.
     """
-    _check("answers", answers)
+    check_equal_lengths(answers=answers)
     return len(set(answers)) / len(answers)
 
 
@@ -42,7 +44,7 @@ def answer_entropy(answers: Sequence[Hashable | None]) -> float:
     Raises:
         ValueError: there are no answers.
     """
-    _check("answers", answers)
+    check_equal_lengths(answers=answers)
     shares = [count / len(answers) for count in Counter(answers).values()]
     return sum(share * math.log(1 / share) for share in shares)
 
@@ -58,21 +60,15 @@ def self_bleu(texts: Sequence[str]) -> float:
     """
     if len(texts) < 2:
         raise ValueError(f"{len(texts)} texts have no others to be compared with: give at least two")
-    check_self_bleu()
-    from torchmetrics.functional.text import bleu_score
-
+    bleu_score = import_bleu()
     scores = [float(bleu_score([text], [[*texts[:i], *texts[i + 1 :]]], n_gram=4)) for i, text in enumerate(texts)]
     return sum(scores) / len(scores)
 
 
-def check_self_bleu() -> None:
-    """Raise ``ImportError``, naming the extra to install, where torchmetrics is missing."""
+def import_bleu() -> Any:
+    """BLEU of torchmetrics, or ``ImportError``, naming the extra to install, where it is missing."""
     try:
-        import torchmetrics.functional.text  # noqa: F401
+        from torchmetrics.functional.text import bleu_score
     except ImportError as error:
         raise ImportError("self_bleu needs torchmetrics: pip install 'geomcallbacks[behaviour]'") from error
-
-
-def _check(name: str, values: Sequence[object]) -> None:
-    if isinstance(values, str) or not len(values):
-        raise ValueError(f"{name}={values!r} holds no samples: give a list of at least one")
+    return bleu_score
