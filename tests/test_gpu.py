@@ -13,7 +13,7 @@ import tiny
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from geomcallbacks import GeometryMonitor, ProbeSet, Schedule
+from geomcallbacks import GeometryMonitor, ProbeSet
 
 pytestmark = [
     pytest.mark.gpu,
@@ -122,20 +122,3 @@ def test_waits(layers: list[int], batches: int) -> None:
     of_a_pass = waits(lambda: model.model(input_ids=ids_bt, use_cache=False))
     of_a_solve = waits(lambda: torch.linalg.eigvalsh(matrix_dd))
     assert waits(lambda: watch.measure(model, 0)) <= batches * of_a_pass + 2 + 2 * len(layers) * of_a_solve
-
-
-@pytest.mark.fault
-@pytest.mark.slow
-def test_the_device_holds_no_more_at_the_end(tally: Callable[..., None]) -> None:
-    model = tiny.model().cuda()
-    watch = monitor(tiny.probe(), schedule=Schedule(every=50, per_decade=0), total_steps=100_000)
-    watch.step(model, 0)
-    seen = []
-    for update in range(1, 100_001):
-        watch.step(model, update)
-        if update % 10_000 == 0:
-            torch.cuda.synchronize()
-            seen.append((torch.cuda.memory_allocated(), torch.cuda.memory_reserved()))
-    watch.close()
-    assert len(set(seen)) == 1
-    tally("long run, device memory")

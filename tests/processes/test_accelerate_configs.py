@@ -10,23 +10,18 @@ import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from accelerate.utils.launch import prepare_multi_gpu_env
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-KINDS = {
-    "ddp": DistributedType.MULTI_GPU,
-    "fsdp2": DistributedType.FSDP,
-    "zero3": DistributedType.DEEPSPEED,
-}
 
 
-@pytest.mark.parametrize("name", list(KINDS))
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero3"])
 def test_accelerate_knows_every_key(name: str) -> None:
+    """That each spreads weights as its name says is held by the launches of test_frameworks."""
     file = RECIPES / "accelerate" / f"{name}.yaml"
     config = load_config_from_file(str(file))  # refuses keys that it does not know
-    assert config.distributed_type == KINDS[name]
     assert (config.num_processes, config.num_machines, config.mixed_precision) == (8, 1, "bf16")
     paper = yaml.safe_load((RECIPES / "configs" / "sft_paper.yaml").read_text())
     assert paper["bf16"] is True  # Trainer's own setting wins: they must agree
