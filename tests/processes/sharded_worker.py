@@ -23,11 +23,8 @@ from transformers import PreTrainedModel
 
 from geomcallbacks import GeometryMonitor, ProbeSet
 
-#: Ways to spread a model, and the model that is spread.
-KINDS = {
-    "fsdp": "llama", "fsdp of another shape": "gpt_neox", "hsdp": "llama", "tensor": "llama",
-    "fsdp and tensor": "llama",
-}  # fmt: skip
+#: Ways to spread a model.
+KINDS = ("fsdp", "fsdp of a policy", "hsdp", "tensor", "fsdp and tensor")
 PLAN = {f"self_attn.{name}_proj": ColwiseParallel() for name in "qkv"} | {
     "self_attn.o_proj": RowwiseParallel(),
     "mlp.gate_proj": ColwiseParallel(),
@@ -45,23 +42,38 @@ WATCHING = {"alpha_window": tiny.WINDOW, "batch_size": 4, "on_error": "raise"}
 BF16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
 
 
-def whole(kind: str = "llama") -> PreTrainedModel:
+class Policy(nn.Module):
+    """What holds a language model and is itself the root that is sharded."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **given: Any) -> Any:
+        return self.model(**given)
+
+
+def whole(name: str = "") -> nn.Module:
     """The model that one process holds: float64, so that only what is wrong differs."""
-    return tiny.model(kind).double()
+    return (Policy(tiny.model("gpt_neox")) if name == "fsdp of a policy" else tiny.model("llama")).double()
 
 
-def shard(model: PreTrainedModel, mesh: DeviceMesh, **policy: Any) -> PreTrainedModel:
+def blocks(model: nn.Module) -> nn.ModuleList:
+    return getattr(model, "model", model).base_model.layers
+
+
+def shard(model: nn.Module, mesh: DeviceMesh, **policy: Any) -> nn.Module:
     """FSDP2 as trainers apply it: each block, then the whole."""
-    for block in model.get_decoder().layers:
+    for block in blocks(model):
         fully_shard(block, mesh=mesh, **policy)
     return fully_shard(model, mesh=mesh, **policy)
 
 
-def spread(name: str, line: DeviceMesh, square: DeviceMesh) -> PreTrainedModel:
+def spread(name: str, line: DeviceMesh, square: DeviceMesh) -> nn.Module:
     """A model in parts, as one of `KINDS` says."""
-    model = whole(KINDS[name])
+    model = whole(name)
     if "tensor" in name:
-        for block in model.get_decoder().layers:
+        for block in blocks(model):
             parallelize_module(block, square["tensor"], PLAN)
     if name == "tensor":
         return model
@@ -132,7 +144,7 @@ def fails_inside(folder: Path, line: DeviceMesh) -> str:
         raise torch.OutOfMemoryError("injected")
 
     if dist.get_rank() == 1:
-        model.get_decoder().layers[1].mlp.register_forward_hook(die)
+        blocks(model)[1].mlp.register_forward_hook(die)
     begin = time.monotonic()
     try:
         watch.measure(model, 1)

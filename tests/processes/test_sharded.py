@@ -16,7 +16,7 @@ import tiny
 import torch
 from processes import sharded_worker as worker
 
-KINDS = pytest.mark.parametrize("name", list(worker.KINDS))
+KINDS = pytest.mark.parametrize("name", worker.KINDS)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_parts_give_what_the_whole_gives(folder: Path, four: list[dict[str, Any]
         parts = process[name]["parts"]
         assert all(parts) if name != "tensor" else any(parts) and not all(parts)
         assert process[name]["measured"] == four[0][name]["measured"]
-    model = worker.whole(worker.KINDS[name])
+    model = worker.whole(name)
     for step, weights in enumerate(torch.load(folder / f"{name}.pt", weights_only=True)):
         model.load_state_dict(weights)
         for which, records in four[0][name]["measured"][step].items():
