@@ -32,6 +32,7 @@ def launch(
     env = {key: value for key, value in os.environ.items() if not key.startswith(OF_A_LAUNCH)}
     paths = [str(ROOT), str(ROOT / "recipes"), str(TESTS), *filter(None, [env.get("PYTHONPATH")])]
     env |= {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"  # where DeepSpeed looks for its ninja
     env |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "DS_ACCELERATOR": "cpu"}
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"recipes/accelerate/{config}.yaml"]
     command += ["--num_processes", str(processes), "--mixed_precision", "no", "--main_process_port", "0"]
