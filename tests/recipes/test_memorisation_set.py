@@ -8,20 +8,15 @@ from judging.memorisation_set import memorisation_set
 from ngram_reference import infinigram
 from text.tokens import packed_rows, train_tokenizer
 
-from geomcallbacks.behaviour import Memorisation
 
-
-def test_the_recipes_set(tmp_path):
-    """Only the file is left of the index."""
+def test_the_recipes_set() -> None:
     pytest.importorskip("infini_gram", reason="no wheel of infini-gram for this machine")
     words = [f"w{i}" for i in range(30)]
     rng = np.random.default_rng(0)
     texts = [" ".join(words[int(i)] for i in rng.zipf(1.6, 60) % 30) for _ in range(80)]
     tokenizer = train_tokenizer(texts, 300)
     packed_nt = packed_rows(texts[:60], tokenizer, 17)
-    measure = memorisation_set(packed_nt, texts[60:], tokenizer, tmp_path, 50, prompt_length=12, answer_length=3)
-    assert [file.name for file in tmp_path.iterdir()] == ["memorisation.safetensors"]
-    assert Memorisation.load(tmp_path / "memorisation.safetensors").fingerprint == measure.fingerprint
+    measure = memorisation_set(packed_nt, texts[60:], tokenizer, 50, prompt_length=12, answer_length=3)
     stream = [packed_nt.flatten().tolist()]
     for row in range(10):
         prompt, answer = measure.rows.prompt_ids[row], measure.rows.completion_ids[row]
