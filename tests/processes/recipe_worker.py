@@ -16,15 +16,15 @@ import torch.distributed as dist
 
 def main(folder: Path, base: Path) -> None:
     grpo.VERIFIERS["integer"] = lambda: micro.EVEN_LENGTH  # a policy of this size would earn no reward
-    rollout_probe = grpo.rollout_probe
+    probe = grpo.Rollouts.probe
 
     def late(*given: Any) -> Any:
         """The second process may be behind the first by any time."""
-        found = rollout_probe(*given)
+        found = probe(*given)
         time.sleep(0.5 * dist.get_rank())
         return found
 
-    grpo.rollout_probe = late
+    grpo.Rollouts.probe = late
     micro.run("dpo", folder / "dpo", base=base, per_device_train_batch_size=2)
     micro.run("grpo", folder / "grpo", base=base, per_device_train_batch_size=4)
     launcher.report(folder, {"world size": dist.get_world_size()})
