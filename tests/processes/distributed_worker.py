@@ -139,7 +139,7 @@ def stopped() -> list[int]:
         asked.append(1)
         return on_second() and (told["now"] or len(asked) == told["at"])
 
-    watch.ending = ending
+    watch.start(model, ending=ending)
     found = [len(watch.step(model, 0))]
     told["now"] = True
     found.append(len(watch.step(model, 1)))
