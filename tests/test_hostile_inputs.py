@@ -162,7 +162,7 @@ def check_spectrum(drawn: tuple[list[float], float]) -> None:
         "stable": metrics.stable_rank(values),
         "top1": metrics.top_share(values, 1),
     }
-    if not all(map(math.isfinite, values)) or min(values) < -top * len(values) * 2.3e-16 or top <= 0:
+    if not all(map(math.isfinite, values)) or min(values) < -top * (len(values) * 2.0**-52) or top <= 0:
         assert all(map(math.isnan, found.values()))
         return
     fractions = [Fraction(max(value, 0.0)) for value in values]
