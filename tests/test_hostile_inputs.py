@@ -242,7 +242,7 @@ def check_curve(curve: list[tuple[Any, Any, Any]]) -> None:
     try:
         phases = find_phases(steps, rankme, alpha)
     except ValueError as error:
-        refused(error, "steps hold", "RankMe is positive")
+        refused(error, "steps hold", "RankMe is a positive")
         bad_step = any(not 0 <= step < 1.79e308 or 0 < step < 1e-300 for step in steps)
         assert bad_step or any(value is not None and value <= 0 for value in rankme)
         return

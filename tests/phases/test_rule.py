@@ -110,6 +110,7 @@ def test_alpha_may_disagree_stand_still_or_lack(change, wanted) -> None:
         ([0, 1, 2], [1.0, 2.0], "3 steps, 2 values of RankMe"),
         ([0, -1], [1.0, 2.0], "steps hold -1"),
         ([0, 1], [1.0, 0.0], "rankme is 0.0 at step 1"),
+        ([0, 1], [1.0, "high"], "rankme is high at step 1"),
     ],
 )
 def test_curves_that_are_none(steps, rankme, words) -> None:
