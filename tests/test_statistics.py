@@ -1,4 +1,4 @@
-"""Spearman's ρ against SciPy, and its interval against draws."""
+"""Rank correlation and intervals, by hand and against draws; what counts as a number."""
 
 from __future__ import annotations
 
@@ -6,20 +6,8 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
 
-from geomcallbacks.statistics import spearman, spearman_interval
-
-
-@pytest.mark.parametrize("values", [3, 10, 10**6], ids=["many ties", "ties", "hardly any"])
-@pytest.mark.parametrize("n", [2, 3, 7, 500])
-def test_is_scipys(values, n):
-    rng = np.random.default_rng(values + n)
-    for _ in range(20):
-        x = rng.integers(values, size=n) * 1e-3
-        y = rng.integers(values, size=n) + 0.5 * x * rng.integers(2)
-        ours, theirs = spearman(x, y), stats.spearmanr(x, y).statistic
-        assert math.isnan(ours) if math.isnan(theirs) else ours == pytest.approx(theirs, abs=1e-12)
+from geomcallbacks.statistics import finite, spearman, spearman_interval, t_interval
 
 
 def test_worked_by_hand():
@@ -60,3 +48,15 @@ def test_interval_covers(correlation):
         low, high = spearman_interval(rho, 60)
         held += low <= true <= high
     assert 920 <= held <= 980
+
+
+def test_t_interval_worked_by_hand():
+    """1, 2, 3: mean 2, s = 1, t₂ = 4.302653, so 2 ± 4.302653 / √3."""
+    assert t_interval([1.0, 2.0, 3.0]) == pytest.approx((2 - 2.484138, 2 + 2.484138), abs=1e-6)
+    with pytest.raises(ValueError, match="at least two"):
+        t_interval([1.0])
+
+
+def test_what_is_a_number():
+    assert [finite(x) for x in (3, 2.5, np.float32(0.5), np.int64(4))] == [3.0, 2.5, 0.5, 4.0]
+    assert {finite(x) for x in (None, True, "1", b"1", math.nan, -math.inf, 10**400, 1j, [1.0])} == {None}

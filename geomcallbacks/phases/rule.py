@@ -116,7 +116,7 @@ def find_phases(
         Phases that touch each other; none where the curve has fewer than `FEWEST_POINTS` values or is flat.
 
     Raises:
-        ValueError: lengths differ, a step is negative, or a value is not positive.
+        ValueError: lengths differ, a step is negative, or a value is text or not positive.
     """
     points = _points(steps, rankme, [None] * len(steps) if alpha is None else alpha)
     if len(points) < FEWEST_POINTS:
@@ -155,8 +155,8 @@ def _points(
         place, height, way = finite(step), finite(value), finite(slope)
         if place is None or place < 0 or 0 < place < _LEAST_STEP:
             raise ValueError(f"steps hold {step!r:.40}: give updates or tokens, counted from 0")
-        if height is not None and height <= 0:
-            raise ValueError(f"rankme is {value} at step {step}: RankMe is positive")
+        if isinstance(value, str) or (height is not None and height <= 0):
+            raise ValueError(f"rankme is {value} at step {step}: RankMe is a positive number")
         if height is not None:
             points[place] = (place, height, math.nan if way is None else way)
     return [points[step] for step in sorted(points)]

@@ -140,7 +140,8 @@ def _numbered(root_name: str, language_model: Any, layer: int) -> ReadPoint:
     backbone = backbone_of(language_model)
     depth = language_model.config.get_text_config().num_hidden_layers
     if not -depth - 1 <= layer <= depth:
-        raise ValueError(f"layers={layer} is not in {depth} blocks: give 0 to {depth}, or -1 to {-depth - 1}")
+        kind = type(language_model).__name__
+        raise ValueError(f"layers={layer} is not in {kind}, which has {depth} blocks: give {-depth - 1} to {depth}")
     index = layer % (depth + 1)
     module = backbone if index == depth else blocks_of(language_model)[max(index - 1, 0)]
     names = {child: name for name, child in language_model.named_modules()}

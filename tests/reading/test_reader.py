@@ -182,11 +182,12 @@ def test_model_inside_a_lightning_module() -> None:
     assert Reader(module).points[0].name == "network.lm.model"
 
 
-def test_what_accelerate_brings_in_goes_out_again() -> None:
+@pytest.mark.parametrize("whole", [None, ["LlamaModel"]], ids=["layer by layer", "as a whole"])
+def test_what_accelerate_brings_in_goes_out_again(whole: list[str] | None) -> None:
     """A model whose weights lie elsewhere between passes is run to its end, so that each hook sees it."""
     model, probe = tiny.model("llama"), tiny.probe(8)
     wanted = read(model, probe, 1)
-    offloaded = cpu_offload(model, execution_device=torch.device("cpu"))
+    offloaded = cpu_offload(model, execution_device=torch.device("cpu"), preload_module_classes=whole)
     assert all(p.is_meta for p in offloaded.model.layers.parameters())
     assert_equal(read(offloaded, probe, 1), wanted)
     assert all(p.is_meta for p in offloaded.model.layers.parameters())
@@ -299,12 +300,14 @@ def test_compiled_model(how: str) -> None:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch's default backend needs a C++ compiler")
 @pytest.mark.usefixtures("_fresh_compiler")
 def test_model_compiled_in_place_by_the_default_backend() -> None:
-    """Generated code, between whose calls is measured."""
+    """Generated code, between whose calls is measured without a graph of its own."""
     model, probe = nn.Sequential(nn.Embedding(tiny.VOCABULARY, 6), nn.Linear(6, 6)), tiny.probe(8)
     wanted = read(copy.deepcopy(model), probe, "0")
     model.compile()
     before = model(probe.input_ids_nt).sum()
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert_equal(read(model, probe, "0"), wanted)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs > 0
     with torch._dynamo.config.patch(error_on_recompile=True):
         after = model(probe.input_ids_nt).sum()
     after.backward()

@@ -59,7 +59,7 @@ def with_prompt() -> nn.Module:
         (lambda: Reader(Plain()), r"no causal language model in Plain: name.*module=<name>, of.*embed \(Embedding\)"),
         (lambda: Reader(nn.ReLU()), r"no causal language model in ReLU.*of none"),
         (lambda: Reader(encoder_decoder()), r"T5ForConditionalGeneration is an encoder-decoder: only causal"),
-        (lambda: Reader(tiny.model(), 4), r"layers=4 is not in 3 blocks: give 0 to 3, or -1 to -4"),
+        (lambda: Reader(tiny.model(), 4), r"layers=4 is not in GPTNeoX.*, which has 3 blocks: give -4 to 3"),
         (lambda: Reader(tiny.model(), -5), r"layers=-5 is not in"),
         (lambda: Reader(tiny.model(), []), r"layers=\[\] reads nothing: give a layer"),
         (lambda: Reader(tiny.model(), [3, -1]), r"layers=\[3, -1\] names a layer twice \(layer3, layer3\)"),
