@@ -15,11 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from geomcallbacks.probe import ProbeSet
-from geomcallbacks.probing.batches import deal
+from geomcallbacks.probe import ProbeSet, deal
 from geomcallbacks.reading.device import device_of
-from geomcallbacks.reading.no_trace import leave_no_trace
-from geomcallbacks.reading.reader import Reader
+from geomcallbacks.reading.reader import Reader, leave_no_trace
 from geomcallbacks.reading.sharding import release
 from geomcallbacks.record import GeometryRecord
 from geomcallbacks.running.processes import rank, worst

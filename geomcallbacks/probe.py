@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,35 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from geomcallbacks.probing.batches import ProbeBatch
 from geomcallbacks.probing.rows import check_rows, left_aligned, padded
 from geomcallbacks.probing.text import column_of, tokenise
 
 _FORMAT = "geomcallbacks.probe.v1"
+
+
+@dataclass(frozen=True)
+class ProbeBatch:
+    """Rows that go through the model together.
+
+    Attributes:
+        rows_b: (b,) numbers of the probe's rows.
+        input_ids_bt: (b, t) tokens, right-padded with 0.
+        lengths_b: (b,) real tokens of each row.
+    """
+
+    rows_b: Tensor
+    input_ids_bt: Tensor
+    lengths_b: Tensor
+
+    @cached_property
+    def mask_bt(self) -> Tensor:
+        """(b, t) 1 for real tokens, 0 for padding."""
+        return (torch.arange(self.input_ids_bt.shape[1]) < self.lengths_b[:, None]).long()
+
+    @cached_property
+    def padded(self) -> bool:
+        """Whether any row is shorter than the batch is wide."""
+        return int(self.lengths_b.min()) < self.input_ids_bt.shape[1]
 
 
 class ProbeSet:
@@ -209,3 +234,14 @@ class ProbeSet:
         """Return the rows of the given numbers (b,), padded to the longest of them."""
         lengths_b = self.lengths_n[rows_b]
         return ProbeBatch(rows_b, self.input_ids_nt[rows_b, : int(lengths_b.max())], lengths_b)
+
+
+def deal(batches: list[ProbeBatch], rank: int, world_size: int) -> list[tuple[ProbeBatch, bool]]:
+    """Return the share of one process: whole batches, the same number for each process.
+
+    Where the batches do not divide evenly, the processes that would go short get the first batch once more, marked
+    ``False``: they run it so that no process waits for another, and do not count it.
+    """
+    share = [(batch, True) for batch in batches[rank::world_size]]
+    rounds = -(-len(batches) // world_size)
+    return share + [(batches[0], False)] * (rounds - len(share))

@@ -14,7 +14,7 @@ from torch import nn
 from geomcallbacks.adapters.tracker import Row
 from geomcallbacks.reading.device import device_of
 from geomcallbacks.reading.locate import refuse_sharded, refuse_unsupported, unwrap
-from geomcallbacks.reading.no_trace import leave_no_trace
+from geomcallbacks.reading.reader import leave_no_trace
 from geomcallbacks.running.base import Due, RunMonitor
 from geomcallbacks.running.messages import OnError
 from geomcallbacks.running.processes import from_first, rank

@@ -6,12 +6,11 @@ Language models are told by their class, without importing Transformers; what ca
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from geomcallbacks.reading.zero3 import is_partitioned
 
@@ -26,14 +25,6 @@ class ReadPoint:
     name: str
     module: nn.Module
     side: Literal["input", "output"]
-
-    def hook(self, keep: Callable[[Any], None]) -> RemovableHandle:
-        """Have `keep` called with what passes here."""
-        if self.side == "output":
-            return self.module.register_forward_hook(lambda module, args, output: keep(output))
-        return self.module.register_forward_pre_hook(
-            lambda module, args, kwargs: keep(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
-        )
 
 
 def layer_list(layers: Layers) -> list[int | str]:

@@ -7,20 +7,27 @@ and neither LM head nor cache is computed for the causal language models of Tran
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+import inspect
+import random
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from geomcallbacks.probing.batches import ProbeBatch
+from geomcallbacks.probe import ProbeBatch
 from geomcallbacks.probing.positions import Positions, feature_places, position_count
 from geomcallbacks.reading import locate
-from geomcallbacks.reading.calling import ForwardFn, call_backbone, call_entry, call_plain
 from geomcallbacks.reading.device import device_of, send
 from geomcallbacks.reading.sharding import entry_of, spread_of
+
+#: Calls a model on tokens: (model, input_ids (b, t), attention_mask (b, t)) -> anything; hooks read the states.
+ForwardFn = Callable[[nn.Module, Tensor, Tensor], Any]
 
 
 class _AllRead(BaseException):
@@ -64,13 +71,13 @@ class Reader:
         self.called: nn.Module = model
         self.vocabulary: int | None = None
         self.longest: int | None = None
-        self._forward: Callable[[nn.Module, Tensor, Any], Any] = forward or call_plain
+        self._forward: Callable[[nn.Module, Tensor, Any], Any] = forward or _call_plain
         self._reads_backbone = locate.is_language_model(root) and forward is None
         if self._reads_backbone:
             self.vocabulary, self.longest = locate.vocabulary_of(root), locate.longest_of(root)
-            self.called, self._forward = locate.backbone_of(root), call_backbone
+            self.called, self._forward = locate.backbone_of(root), _call_backbone
             if self.spread.sharded:
-                self.called, self._forward = entry_of(model, root), partial(call_entry, root)
+                self.called, self._forward = entry_of(model, root), partial(_call_entry, root)
         self.points = locate.read_points(root_name, root, layers)
         # A module may run more than once in a pass, and the last time counts; a block of a language model runs once.
         # Accelerate's own hooks must see the end of a block whose weights they had brought in.
@@ -107,13 +114,44 @@ class Reader:
 
         with ExitStack() as stack:
             for point in self.points:
-                stack.callback(point.hook(partial(keep, point)).remove)
+                stack.callback(_hook(point, partial(keep, point)).remove)
             with suppress(_AllRead):
                 self._forward(self.called, ids_bt, mask_bt)
         missing = next((point.name for point in self.points if point.label not in features), None)
         if missing is not None:
             raise ValueError(f"layer {missing!r} was not reached by the forward pass: read another, or give forward=")
         return features, batch.rows_b.repeat_interleave(position_count(batch.lengths_b, positions))
+
+
+@contextmanager
+def leave_no_trace(module: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode inside, and put back afterwards what a forward pass may change.
+
+    That is each submodule's own mode, attributes and buffers, and every random state. Compiled submodules run eagerly
+    inside: a hook added after the first compiled call would never fire, and the probe's shapes would make the training
+    graphs dynamic.
+    """
+    # Modes are attributes too; dynamic RoPE replaces buffers and attributes for a row longer than any before.
+    before = [(child, dict(vars(child)), dict(child._buffers)) for child in module.modules()]
+    cuda = {p.device for p in module.parameters() if p.device.type == "cuda"}
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[device.index for device in cuda]))
+        if "torch._dynamo" in sys.modules:  # nothing is compiled before that is loaded, and loading takes seconds
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        try:
+            for child, _, _ in before:
+                child.training = False
+            yield
+        finally:
+            for child, attributes, buffers in before:
+                for added in vars(child).keys() - attributes.keys():
+                    del vars(child)[added]
+                vars(child).update(attributes)
+                child._buffers.clear()
+                child._buffers.update(buffers)
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
 
 
 def pick_positions(batch: ProbeBatch, positions: Positions, device: torch.device) -> Callable[[Tensor], Tensor]:
@@ -145,3 +183,35 @@ def _hidden_states(point: locate.ReadPoint, value: Any, batch: ProbeBatch) -> Te
     if hasattr(hidden, "full_tensor"):  # a DTensor: tensor parallelism may leave states in parts
         hidden = hidden.full_tensor()
     return hidden.detach()  # type: ignore[no-any-return]
+
+
+def _hook(point: locate.ReadPoint, keep: Callable[[Any], None]) -> RemovableHandle:
+    """Have `keep` called with what passes a point."""
+    if point.side == "output":
+        return point.module.register_forward_hook(lambda module, args, output: keep(output))
+    return point.module.register_forward_pre_hook(
+        lambda module, args, kwargs: keep(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+    )
+
+
+def _call_backbone(backbone: nn.Module, input_ids_bt: Tensor, mask_bt: Tensor | None) -> Any:
+    """Call the decoder of a Transformers model: neither logits nor a cache are computed."""
+    return backbone(input_ids=input_ids_bt, attention_mask=mask_bt, use_cache=False)
+
+
+def _call_entry(language_model: nn.Module, entry: nn.Module, input_ids_bt: Tensor, mask_bt: Tensor | None) -> Any:
+    """Call a sharded model from outside, with as little of its head as it can be told to compute."""
+    known = inspect.signature(language_model.forward).parameters
+    taken = inspect.signature(entry.forward).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
+    if not takes_any and "input_ids" not in taken:
+        return _call_plain(entry, input_ids_bt, mask_bt)
+    wanted = {"attention_mask": mask_bt, "use_cache": False, "logits_to_keep": 1}
+    options = {name: value for name, value in wanted.items() if name in known and (takes_any or name in taken)}
+    return entry(input_ids=input_ids_bt, **options)
+
+
+def _call_plain(model: nn.Module, input_ids_bt: Tensor, mask_bt: Tensor | None) -> Any:
+    """Call any module on the tokens, with the mask where it takes one."""
+    accepted = inspect.signature(model.forward).parameters
+    return model(input_ids_bt, attention_mask=mask_bt) if "attention_mask" in accepted else model(input_ids_bt)

@@ -20,7 +20,7 @@ import geomcallbacks.hf
 import geomcallbacks.lightning
 from geomcallbacks import GeometryMonitor, PhaseTracker, ProbeSet, Schedule, find_phases, read_records
 from geomcallbacks.phases import PHASE_NAMES, Phase
-from geomcallbacks.phases.tracker import phase_change
+from geomcallbacks.phases.rule import phase_change
 
 WARM, UP, DOWN = PHASE_NAMES
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import tiny
 
-from geomcallbacks.probing.batches import deal
+from geomcallbacks.probe import deal
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5, 8])
