@@ -28,12 +28,7 @@ from geomcallbacks.spectra.summary import numbers_of
 Ending = Callable[[], bool]
 
 _OK, _OUT_OF_MEMORY, _FAILED, _ENDING = range(4)
-_DTYPE_NAMES: dict[Any, str] = {
-    torch.float64: "fp64",
-    torch.float32: "fp32",
-    torch.bfloat16: "bf16",
-    torch.float16: "fp16",
-}
+_SHORT_NAMES = {"float64": "fp64", "float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 _LOST = (
     "the probe failed on process {} inside the forward pass of a sharded model ({}: {}). The other processes wait for"
@@ -141,21 +136,15 @@ def measure_probe(
     """
     begin = time.perf_counter()
     device, groups = device_of(reader.called), reader.spread.groups
-    done = _pass(reader, probe, settings, device, ending)
+    done, n = _pass(reader, probe, settings, device, ending), settings.features(probe)
     bad = torch.stack([layer.bad.to(device) for layer in done.layers.values()])
     for group in groups:
         dist.all_reduce(bad, group=group)
     bad_rows = bad.tolist()  # waits for the forward pass
     middle = time.perf_counter()
     with _together(groups, device):
-        numbers = numbers_of(
-            [layer.store for layer in done.layers.values()],
-            bad_rows,
-            n=settings.features(probe),
-            window=settings.alpha_window,
-            intervals=settings.intervals,
-            device=device,
-        )
+        stores = [layer.store for layer in done.layers.values()]
+        numbers = numbers_of(stores, bad_rows, n=n, window=settings.alpha_window, intervals=settings.intervals)
     spectrum_seconds = (time.perf_counter() - middle) / len(numbers)
     return [
         GeometryRecord(
@@ -166,7 +155,7 @@ def measure_probe(
             layer=name,
             module=layer.module,
             positions=settings.positions,
-            n=settings.features(probe),
+            n=n,
             d=layer.store.d,
             metrics=found.metrics,
             reasons=found.reasons,
@@ -287,4 +276,5 @@ def _precision(reader: Reader, device: torch.device) -> str:
 
 
 def _dtype_name(dtype: torch.dtype | None) -> str:
-    return _DTYPE_NAMES.get(dtype, str(dtype).removeprefix("torch."))
+    name = str(dtype).removeprefix("torch.")
+    return _SHORT_NAMES.get(name, name)

@@ -57,14 +57,11 @@ class Schedule:
             every = max(1, total // _MEASUREMENTS_PER_RUN)
         if every is not None and (self.per_decade == 0 or step * (10 ** (1 / self.per_decade) - 1) >= every):
             return step % every == 0
-        return self.per_decade > 0 and self._is_log_spaced(step)
+        return self.per_decade > 0 and _log_index(step, self.per_decade) != _log_index(step - 1, self.per_decade)
 
     def steps(self, total: int) -> list[int]:
         """All updates at which a run of `total` updates is measured."""
         return [step for step in range(total + 1) if self.is_due(step, total)]
-
-    def _is_log_spaced(self, step: int) -> bool:
-        return _log_index(step, self.per_decade) != _log_index(step - 1, self.per_decade)
 
 
 def _log_index(step: int, per_decade: int) -> int:
