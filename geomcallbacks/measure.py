@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from geomcallbacks.probe import ProbeSet, deal
 from geomcallbacks.reading.device import device_of
+from geomcallbacks.reading.locate import check_tokens
 from geomcallbacks.reading.reader import Reader, leave_no_trace
 from geomcallbacks.reading.sharding import release
 from geomcallbacks.record import GeometryRecord
@@ -84,17 +85,8 @@ def prepare(model: nn.Module, probes: Mapping[str, ProbeSet], settings: ReadingS
         )
     warnings = []
     for label, probe in probes.items():
-        if reader.vocabulary is not None and probe.max_token_id >= reader.vocabulary:
-            raise ValueError(
-                f"probe {label!r} holds token id {probe.max_token_id}, and the model's vocabulary ends at"
-                f" {reader.vocabulary - 1}: build the probe with the model's own tokenizer"
-            )
-        longest = int(probe.lengths_n.max())
-        if reader.longest is not None and longest > reader.longest:  # on CUDA, reading past it ends the process
-            raise ValueError(
-                f"probe {label!r} has a row of {longest} tokens, and the model has {reader.longest} positions: build"
-                f" the probe with max_length={reader.longest}"
-            )
+        if reader.language_model is not None:
+            check_tokens(reader.language_model, f"probe {label!r}", probe.max_token_id, int(probe.lengths_n.max()))
         n = settings.features(probe)
         for d in _widths(reader, probe, settings):
             settings.check_probe(label, probe, d)

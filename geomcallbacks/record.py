@@ -140,10 +140,9 @@ def read_records(path: str | Path, *, as_frame: bool = False) -> list[dict[str, 
                     raise ValueError(f"{path} has a header with resumed_from={resumed_from!r}, which is no update")
                 records = [record for record in records if record["step"] <= resumed_from]
         elif line.get("kind") == "record":
-            if not _is_count(line.get("step")):
-                number = len(records) + 1
+            if not _is_count(step := line.get("step")):
                 raise ValueError(
-                    f"{path}, record {number}: step is {line.get('step')!r}, and must be a number of updates from 0"
+                    f"{path}, record {len(records) + 1}: step is {step!r}, and must be a number of updates"
                 )
             records.append({key: value for key, value in line.items() if key != "kind"})
     if not as_frame:

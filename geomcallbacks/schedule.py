@@ -34,9 +34,7 @@ class Schedule:
     def __post_init__(self) -> None:
         object.__setattr__(self, "at", tuple(sorted(self.at)))
         if self.every is not None and self.every < 1:
-            raise ValueError(
-                f"every={self.every}: give a positive number of updates, or None for a fiftieth of the run"
-            )
+            raise ValueError(f"every={self.every}: give a positive number of updates, or None: a fiftieth of the run")
         if self.per_decade < 0:
             raise ValueError(f"per_decade={self.per_decade}: give 0 or a positive number of measurements per tenfold")
         if any(step != int(step) or step < 0 for step in self.at):
