@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from geomcallbacks import GeometryMonitor, ProbeSet, read_records
 from geomcallbacks.behaviour import ChoiceAccuracy, Choices, Completions, Memorisation, NgramScores
-from geomcallbacks.behaviour.intervention import KINDS, SpectralIntervention
+from geomcallbacks.behaviour.measures.intervention import KINDS, SpectralIntervention
 from geomcallbacks.cli import main
 from geomcallbacks.trace import ProbeSource
 from geomcallbacks.trace.command import add_arguments, probes_of, settings_of
