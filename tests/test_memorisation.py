@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from judging.memorisation_set import memorisation_set
+from judging.pretrain_behaviour import memorisation_set
 from ngram_reference import infinigram, occurrences
 from safetensors import safe_open
 from safetensors.torch import save_file
