@@ -22,7 +22,8 @@ SIZES = pytest.mark.parametrize("count", [200, pytest.param(5_000, marks=pytest.
 DIGITS = "0123456789"
 PIECES = [
     "Answer:", "\n", " ", "-", "−", "+", "5", "0", "99999", "٣", "²", "½", "\0", "\u00a0", "\r\n", "\x85", "\u2028",
-    "answer:", ":", "####", ",", ".", "_", "1e3", "\ud800", "9" * 13, "9" * 5000, "\t",
+    "answer:", ":", "####", ",", ".", "_", "1e3", "\ud800", "9" * 13, "9" * 5000, "\t", "Answer: 5\n" * 9000,
+    " " * 10_000,
 ]  # fmt: skip
 
 
@@ -68,6 +69,7 @@ def test_mathematical_answers(tally: Callable[..., None], count: int) -> None:
         completion = "".join(draw.choices(LATEX, k=draw.randrange(1, 9)))
         (reward,) = verifier.reward([completion], ["5"])
         assert reward == 0.0 or (reward == 1.0 and ("5" in completion or "9" in completion)), completion
+        assert isinstance(verifier.read(completion), str | None)
     assert verifier.reward(["Answer: 5", "Answer: 6"], ["5", "5"]) == [1.0, 0.0]
     tally("hostile answer", count, count)
 
