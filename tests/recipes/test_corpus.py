@@ -131,8 +131,7 @@ def test_hub_names_are_asked_for_as_given(monkeypatch: pytest.MonkeyPatch) -> No
 
     def load_dataset(*args: object, **options: object) -> datasets.IterableDataset:
         asked.append((args, options))
-        rows = datasets.Dataset.from_list([{"content": make_text(index)} for index in range(5)])
-        return rows.to_iterable_dataset()
+        return datasets.Dataset.from_dict({"content": [make_text(i) for i in range(5)]}).to_iterable_dataset()
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     where = {"split": "validation", "streaming": True}

@@ -62,7 +62,6 @@ LATEX = [
 @pytest.mark.parametrize("count", [15, pytest.param(700, marks=pytest.mark.slow)])
 def test_mathematical_answers(tally: Callable[..., None], count: int) -> None:
     """A reward is 0 or 1 whatever is written, and the next plain answer is judged rightly."""
-    pytest.importorskip("math_verify")
     verifier = math_verifier(seconds=1)
     for seed in range(count):
         draw = random.Random(seed)

@@ -145,7 +145,6 @@ def test_public_columns_are_read_from_files_as_from_hub_sets(
         (to_pairs, [{"sentence": "x", "label": 1}], r"instruction pairs.*\['label', 'sentence'\].*prompt, completion"),
         (to_preferences, [{"chosen": "x"}], r"preference pairs.*\['chosen'\].*prompt, chosen, rejected"),
         (to_preferences, HH[1:], r"preference pairs.*prompt"),
-        (to_problems, [{"problem": "x", "solution": "y"}], r"problems.*\['problem', 'solution'\].*question, answer"),
         (to_problems, [], "there are no rows"),
         (to_pairs, [{"chosen": "no turns at all"}], r"'no turns at all'.*Assistant"),
         (to_pairs, [{"prompt": "x", "completion": None}], r"column 'completion' holds None"),

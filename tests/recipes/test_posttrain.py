@@ -20,7 +20,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from geomcallbacks import ProbeSet, read_records
 from geomcallbacks.behaviour import CompletionLoss, Completions
 
-RECIPES = ["sft", "dpo", "grpo"]
 STEPS = [0, 2, 4]
 
 LOSSES = {"id/loss", "ood/loss", "general/loss"}
@@ -34,7 +33,7 @@ KEYS = {
 PROBES = {"sft": ["general", "task"], "dpo": ["general", "task"], "grpo": ["general", "task", "rollouts"]}
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", list(PROBES))
 def test_geometry_and_behaviour_are_measured_at_the_scheduled_updates(chain: dict[str, Path], recipe: str) -> None:
     records = read_records(chain[recipe] / "geometry.jsonl")
     assert [(r["step"], r["probe"]) for r in records] == [(step, probe) for step in STEPS for probe in PROBES[recipe]]
@@ -53,7 +52,7 @@ def test_geometry_and_behaviour_are_measured_at_the_scheduled_updates(chain: dic
     assert len({record["general/loss"] for record in scores}) == len(STEPS)
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", list(PROBES))
 def test_weights_are_saved_and_are_not_those_of_the_start(chain: dict[str, Path], recipe: str) -> None:
     start, end = micro.start_weights(chain, recipe), micro.weights(chain[recipe] / "model")
     assert start.keys() == end.keys()
@@ -68,7 +67,7 @@ def test_weights_are_saved_and_are_not_those_of_the_start(chain: dict[str, Path]
 def test_stages_hang_together(chain: dict[str, Path]) -> None:
     """Each starts from the weights with which the one before ended, and all are measured on the base's probe."""
     before = read_records(chain["base"] / "geometry.jsonl")[-1]
-    for stage in RECIPES:
+    for stage in PROBES:
         first, *_, last = [r for r in read_records(chain[stage] / "geometry.jsonl") if r["probe"] == "general"]
         assert first["fingerprint"] == ProbeSet.load(chain["base"] / "probe.safetensors").fingerprint
         for metric in ("rankme", "alpha_req", "trace"):
@@ -90,7 +89,7 @@ def test_rows_come_from_the_parts_that_were_split_for_them(chain: dict[str, Path
     for name, rows in tests.items():
         pairs = [[row[key] for row in rows[:12]] for key in ("prompt", "completion")]
         expected = CompletionLoss(Completions.from_texts(*pairs, tokenizer, max_length=112)).fingerprint
-        for stage in RECIPES:
+        for stage in PROBES:
             measures = micro.lines_of(chain[stage] / "behaviour.jsonl")[0]["measures"]
             assert measures[name]["fingerprint"] == expected != measures["general"]["fingerprint"]
 

@@ -68,16 +68,12 @@ def test_overwrite_replaces_the_stage_and_nothing_else(chain: dict[str, Path], t
     assert (folder / "mine.jsonl").read_text() == "mine"
 
 
-class Interrupted(RuntimeError):
-    """Stands for the kill of a run."""
-
-
 class Kill(TrainerCallback):
     """Ends the run after its third update: by then the checkpoint is of the second."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 3:
-            raise Interrupted
+            raise micro.Interrupted
 
 
 @pytest.mark.parametrize(("recipe", "rank"), [("dpo", 0), ("grpo", 0), ("sft", 2)])
@@ -89,7 +85,7 @@ def test_an_interrupted_stage_ends_where_the_uninterrupted_one_does(
     train = posttrain.Stage.train
     with monkeypatch.context() as patch:
         patch.setattr(posttrain.Stage, "train", lambda *given: given[1].add_callback(Kill()) or train(*given))
-        with pytest.raises(Interrupted):
+        with pytest.raises(micro.Interrupted):
             micro.run(recipe, folder, **settings)
     assert not (folder / "finished.json").exists()
     assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-2"]
@@ -173,7 +169,6 @@ def test_local_files_in_hh_rlhf_columns(base: Path, tmp_path: Path) -> None:
 
 
 def test_local_files_in_gsm8k_columns_and_math_verify(base: Path, tmp_path: Path) -> None:
-    pytest.importorskip("math_verify")
     given = local_files(base, tmp_path, dataset=GSM8K[:24], test_dataset=GSM8K[24:32], ood_problems=GSM8K[32:])
     folder = micro.run("grpo", tmp_path / "grpo", **given, verifier="math_verify")
     assert json.loads((folder / "finished.json").read_text())["train_rows"] == 24
