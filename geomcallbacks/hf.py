@@ -7,15 +7,10 @@ from pathlib import Path
 
 from geomcallbacks.adapters.hf import MonitorCallback
 from geomcallbacks.adapters.tracker import geometry_row
-from geomcallbacks.metrics import DEFAULT_WINDOW
 from geomcallbacks.monitor import GeometryMonitor
 from geomcallbacks.probe import ProbeSet
-from geomcallbacks.probing.positions import Positions
-from geomcallbacks.reading.locate import Layers
-from geomcallbacks.reading.reader import ForwardFn
-from geomcallbacks.running.messages import OnError
 from geomcallbacks.schedule import Schedule
-from geomcallbacks.settings import Precision, Settings
+from geomcallbacks.settings import DEFAULT_WINDOW, ForwardFn, Layers, OnError, Positions, Precision, Settings
 
 
 class GeometryCallback(MonitorCallback):

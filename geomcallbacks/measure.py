@@ -17,14 +17,13 @@ from torch import Tensor, nn
 
 from geomcallbacks.probe import ProbeSet, deal
 from geomcallbacks.reading.device import device_of
-from geomcallbacks.reading.no_trace import leave_no_trace
-from geomcallbacks.reading.reader import Reader
+from geomcallbacks.reading.reader import Reader, leave_no_trace
 from geomcallbacks.reading.sharding import release
 from geomcallbacks.record import GeometryRecord
 from geomcallbacks.running.processes import rank, worst
 from geomcallbacks.settings import ReadingSettings
 from geomcallbacks.spectra.moments import Moments, Rows
-from geomcallbacks.spectra.numbers import numbers_of
+from geomcallbacks.spectra.summary import numbers_of
 
 Ending = Callable[[], bool]
 
@@ -62,23 +61,15 @@ class _Layer:
 
 
 @dataclass(frozen=True)
-class _Attempt:
+class _Pass:
     """One pass over a probe on this rank: what it gathered, or how it ended."""
 
-    status: int
+    batch_size: int
+    status: int = _OK
     layers: dict[str, _Layer] = field(default_factory=dict)
     precision: str = ""
+    notes: list[str] = field(default_factory=list)
     error: Exception | None = None
-
-
-@dataclass(frozen=True)
-class _Pass:
-    """A pass over a probe that all ranks have finished."""
-
-    layers: dict[str, _Layer]
-    precision: str
-    batch_size: int
-    notes: list[str]
 
 
 def prepare(model: nn.Module, probes: Mapping[str, ProbeSet], settings: ReadingSettings) -> tuple[Reader, list[str]]:
@@ -207,26 +198,27 @@ def _pass(
     notes: list[str] = []
     groups = reader.spread.groups
     while True:
-        attempt = _attempt(reader, probe, settings, device, ending)
-        status = worst(attempt.status, groups, device)
+        done = _attempt(reader, probe, settings, device, ending)
+        status = worst(done.status, groups, device)
         if status == _OK:
             break
         if status == _ENDING:
             raise EndingError
         if status == _FAILED or settings.batch_size == 1:
-            raise attempt.error or RuntimeError(_ELSEWHERE)
-        del attempt  # its error's frames hold what filled the memory
+            raise done.error or RuntimeError(_ELSEWHERE)
+        del done  # its error's frames hold what filled the memory
         settings = replace(settings, batch_size=settings.batch_size // 2)
         notes.append(f"out of memory: batch_size halved to {settings.batch_size}")
-    for layer in attempt.layers.values() if groups else ():
+    for layer in done.layers.values() if groups else ():
         layer.store.all_reduce(groups)
-    return _Pass(attempt.layers, attempt.precision, settings.batch_size, notes)
+    return replace(done, notes=notes)
 
 
 def _attempt(
     reader: Reader, probe: ProbeSet, settings: ReadingSettings, device: torch.device, ending: Ending | None
-) -> _Attempt:
+) -> _Pass:
     """Read this rank's share of the probe once."""
+    size = settings.batch_size
     try:
         with _untouched(reader, settings, device):
             precision = _precision(reader, device)
@@ -234,12 +226,12 @@ def _attempt(
         for layer in layers.values() if reader.spread.groups else ():
             layer.store.prepare(settings.counts(probe))
     except EndingError:
-        return _Attempt(_ENDING)
+        return _Pass(size, _ENDING)
     except Exception as error:
         if reader.spread.sharded:
-            raise LostPassError(_LOST.format(rank(), type(error).__name__, error, settings.batch_size)) from error
-        return _Attempt(_OUT_OF_MEMORY if isinstance(error, torch.OutOfMemoryError) else _FAILED, error=error)
-    return _Attempt(_OK, layers, precision)
+            raise LostPassError(_LOST.format(rank(), type(error).__name__, error, size)) from error
+        return _Pass(size, _OUT_OF_MEMORY if isinstance(error, torch.OutOfMemoryError) else _FAILED, error=error)
+    return _Pass(size, layers=layers, precision=precision)
 
 
 def _gather(reader: Reader, probe: ProbeSet, settings: ReadingSettings, ending: Ending | None) -> dict[str, _Layer]:

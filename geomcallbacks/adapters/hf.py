@@ -66,7 +66,8 @@ class MonitorCallback(TrainerCallback):
         """Measure, if it is due after this update."""
         # Trainer tells nobody of SIGTERM: with `enable_jit_checkpoint` it saves, and stops before the last update.
         stops_early = control.should_training_stop and state.global_step < state.max_steps
-        self._stopped_by_signal = stops_early and any(getattr(s, "jit_manager", None) for s in self._siblings)
+        if stops_early and any(getattr(sibling, "jit_manager", None) for sibling in self._siblings):
+            self._stopped_by_signal = True
         self._step(args, state, control, kwargs["model"])
 
     def on_epoch_end(
@@ -105,9 +106,11 @@ class MonitorCallback(TrainerCallback):
         return f"geomcallbacks {self.monitor.key}"
 
     def _is_ending(self) -> bool:
-        """Whether SIGTERM has come, as far as Trainer knows."""
+        """Whether SIGTERM has come, as far as Trainer knows: it forgets once it has saved, and we do not."""
         managers = [getattr(sibling, "jit_manager", None) for sibling in self._siblings]
-        return self._stopped_by_signal or any(m is not None and m.is_checkpoint_requested for m in managers)
+        if any(manager is not None and manager.is_checkpoint_requested for manager in managers):
+            self._stopped_by_signal = True
+        return self._stopped_by_signal
 
     def _log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, row: Row) -> None:
         if not row.values:

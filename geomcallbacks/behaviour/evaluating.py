@@ -9,16 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from geomcallbacks.reading import locate
 from geomcallbacks.reading.device import device_of
-from geomcallbacks.reading.locate import (
-    find_root,
-    longest_of,
-    refuse_sharded,
-    refuse_unsupported,
-    unwrap,
-    vocabulary_of,
-)
-from geomcallbacks.reading.no_trace import leave_no_trace
+from geomcallbacks.reading.reader import leave_no_trace
 from geomcallbacks.settings import Settings
 
 
@@ -28,14 +21,12 @@ def language_model_of(model: nn.Module) -> Any:
     Raises:
         ValueError: there is none or there are several, it has no head, or its parameters are sharded.
     """
-    inner = unwrap(model)
-    refuse_sharded(inner)
-    refuse_unsupported(inner)
-    _, found = find_root(inner, None, by_name=False)
+    inner = locate.unwrap(model)
+    locate.refuse_sharded(inner)
+    locate.refuse_unsupported(inner)
+    _, found = locate.find_root(inner, None, by_name=False)
     if found.get_output_embeddings() is None:  # type: ignore[operator]
-        raise ValueError(
-            f"{type(found).__name__} has no language-model head: give a model such as AutoModelForCausalLM's"
-        )
+        raise ValueError(f"{type(found).__name__} has no language-model head: give one such as AutoModelForCausalLM's")
     return found
 
 
@@ -50,17 +41,11 @@ def evaluating(model: nn.Module) -> Iterator[Any]:
         yield found
 
 
-def check_tokens(model: nn.Module, what: str, largest: int, longest: int) -> None:
-    """Raise ``ValueError`` where the model's vocabulary or its positions do not reach so far."""
+def check_tokens(model: nn.Module, name: str, largest: int, longest: int) -> None:
+    """Raise ``ValueError`` where the model's vocabulary or its positions do not reach as far as the rows called so."""
     found = language_model_of(model)
-    vocabulary, positions = vocabulary_of(found), longest_of(found)
+    vocabulary, positions = locate.vocabulary_of(found), locate.longest_of(found)
     if vocabulary is not None and largest >= vocabulary:
-        raise ValueError(
-            f"{what} hold token id {largest}, and the model's vocabulary ends at {vocabulary - 1}: tokenise with the"
-            " model's own tokenizer"
-        )
+        raise ValueError(f"{name} hold token id {largest}, and the model knows {vocabulary}: use its own tokenizer")
     if positions is not None and longest > positions:
-        raise ValueError(
-            f"{what} reach {longest} tokens, and the model has {positions} positions: shorten them (max_length,"
-            " max_new_tokens)"
-        )
+        raise ValueError(f"{name} reach {longest} tokens, and the model has {positions} positions: shorten them")

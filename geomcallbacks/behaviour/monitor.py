@@ -14,8 +14,8 @@ from torch import nn
 from geomcallbacks.adapters.tracker import Row
 from geomcallbacks.reading.device import device_of
 from geomcallbacks.reading.locate import refuse_sharded, refuse_unsupported, unwrap
-from geomcallbacks.reading.no_trace import leave_no_trace
-from geomcallbacks.running.base import Due, Run, RunMonitor
+from geomcallbacks.reading.reader import leave_no_trace
+from geomcallbacks.running.base import Due, RunMonitor
 from geomcallbacks.running.messages import OnError
 from geomcallbacks.running.processes import from_first, rank
 from geomcallbacks.schedule import Schedule
@@ -108,9 +108,6 @@ class BehaviourMonitor(RunMonitor):
 
     def _prepare(self, model: nn.Module) -> None:
         check_measures(self.measures, model)
-
-    def _begin(self, run: Run, model: nn.Module, step: int) -> None:
-        """Nothing else belongs to the start."""
 
     def _header(self) -> dict[str, Any]:
         return measures_header(self.measures)

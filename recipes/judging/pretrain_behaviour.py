@@ -7,7 +7,6 @@ checkpoints on the same, and a resumed run goes on with it.
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,17 +16,10 @@ from training.arguments import setting
 from transformers import PreTrainedTokenizerBase
 
 from geomcallbacks import ProbeSet
-from geomcallbacks.behaviour import (
-    ChoiceAccuracy,
-    FrequencyLoss,
-    InfiniGramIndex,
-    Memorisation,
-    continuations,
-    ngram_scores,
-)
+from geomcallbacks.behaviour import ChoiceAccuracy, FrequencyLoss, Memorisation, save_counts, token_counts
 from geomcallbacks.behaviour.monitor import Measure
-from geomcallbacks.behaviour.primacy import save_counts, token_counts
 from judging.cloze import PretrainingCounts, far_cloze, near_cloze
+from judging.memorisation_set import memorisation_set
 
 HELD_OUT = "id_test"
 """The part of the corpus that cloze questions and continuations are cut from."""
@@ -79,38 +71,6 @@ def build_measures(
         seen = token_counts(rows_nt, len(tokenizer))
         measures["primacy"] = FrequencyLoss(probe, seen, bands=settings.frequency_bands, batch_size=_BATCH)
     return measures
-
-
-def memorisation_set(
-    rows_nt: torch.Tensor,
-    held_out_texts: list[str],
-    tokenizer: PreTrainedTokenizerBase,
-    rows: int,
-    prompt_length: int = 32,
-    answer_length: int = 8,
-) -> Memorisation:
-    """Index the training tokens and score held-out continuations.
-
-    The index, about five bytes a token, lies in a temporary folder for so long.
-
-    Args:
-        rows_nt: The rows that the model is trained on as ``packed_rows`` gives them: one stream, EOS after each
-            document.
-        held_out_texts: Texts that the model is not trained on.
-        tokenizer: The model's.
-        rows: Continuations.
-        prompt_length: Tokens before each continuation.
-        answer_length: Tokens of each continuation.
-
-    Raises:
-        ImportError: The package infini-gram is missing.
-        ValueError: The texts have fewer windows than ``rows``.
-    """
-    documents = tokenizer(held_out_texts, add_special_tokens=False, verbose=False)["input_ids"]
-    answers = continuations(documents, prompt_length=prompt_length, answer_length=answer_length, rows=rows, seed=0)
-    with tempfile.TemporaryDirectory(prefix="infinigram-") as folder:
-        index = InfiniGramIndex.build(rows_nt.flatten(), folder, vocab_size=len(tokenizer))
-        return Memorisation(answers, ngram_scores(index, answers), batch_size=_BATCH)
 
 
 def save_measures(measures: Mapping[str, Measure], folder: Path) -> None:
