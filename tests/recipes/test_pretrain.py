@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
 import micro
-import processes
 import pytest
 from pretrain import PretrainSettings
 from pretrain import main as pretrain
@@ -164,7 +165,8 @@ def test_batches_do_not_depend_on_the_number_of_devices_or_on_where_a_run_starts
 def test_accelerate_launch_runs_the_recipe_and_names_its_files(texts: Path, tmp_path: Path) -> None:
     settings, file = micro.pretraining(tmp_path / "run", texts, updates=4, wandb="auto"), tmp_path / "a.yaml"
     file.write_text(json.dumps(vars(settings)))  # which is YAML
-    shown = processes.launch("--num_processes", "1", "recipes/pretrain.py", "--config", str(file), timeout=300)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "recipes/pretrain.py"]
+    shown = subprocess.check_output([*command, "--config", str(file)], cwd=ROOT, text=True, timeout=300)
     assert [record["step"] for record in read_records(tmp_path / "run" / "geometry.jsonl")] == [0, 1, 2, 3, 4]
     (wandb_run,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
     assert list(wandb_run.glob("*.wandb"))
