@@ -157,7 +157,7 @@ class GeometryMonitor(RunMonitor):
         """Keep the probes, and go on with the phases of a resumed run."""
         self._curves = {}
         if run.writer is not None:
-            with self._keep_going("file"):
+            with self._keep_going():
                 run.writer.keep_probes(self.probes.values())
         if step > 0:
             self._restore_phases(run, model, step)
@@ -254,9 +254,9 @@ class GeometryMonitor(RunMonitor):
             return
         kept = None
         if self.settings.spectra:
-            with self._keep_going("file"):
+            with self._keep_going():
                 kept = run.writer.keep_spectra(step, records)
-        with self._keep_going("file"):
+        with self._keep_going():
             run.writer.write(*record_lines(records, kept))
 
 

@@ -141,9 +141,8 @@ def read_records(path: str | Path, *, as_frame: bool = False) -> list[dict[str, 
                 records = [record for record in records if record["step"] <= resumed_from]
         elif line.get("kind") == "record":
             if not _is_count(step := line.get("step")):
-                raise ValueError(
-                    f"{path}, record {len(records) + 1}: step is {step!r}, and must be a number of updates"
-                )
+                place = f"{path}, record {len(records) + 1}"
+                raise ValueError(f"{place}: step is {step!r}, and must be a number of updates from 0")
             records.append({key: value for key, value in line.items() if key != "kind"})
     if not as_frame:
         return records

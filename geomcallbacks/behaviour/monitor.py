@@ -89,14 +89,14 @@ class BehaviourMonitor(RunMonitor):
             begin = time.perf_counter()
             values, errors = measure_all(self.measures, model) if rank() == 0 else ({}, {})
             reasons = {name: f"{type(error).__name__}: {error}" for name, error in errors.items()}
-            shared = json.loads(from_first(json.dumps({"values": values, "reasons": reasons}), device_of(model)))
-            line = {"step": step, "seconds": time.perf_counter() - begin, **shared["values"]}
-            for name, reason in shared["reasons"].items():
+            shared = json.loads(from_first(json.dumps([values, reasons]), device_of(model)))
+            found: dict[str, float | None] = shared[0]
+            for name, reason in shared[1].items():
                 self._report(name, reason, errors.get(name), step)
-            if shared["values"] and run.writer is not None:
-                with self._keep_going("file"):
+            line = {"step": step, "seconds": time.perf_counter() - begin, **found}
+            if found and run.writer is not None:
+                with self._keep_going():
                     run.writer.write(line if tokens is None else line | {"tokens": tokens})
-        found: dict[str, float | None] = shared["values"]
         return found
 
     def _report(self, name: str, reason: str, error: Exception | None, step: int) -> None:

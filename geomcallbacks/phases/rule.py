@@ -145,7 +145,7 @@ def find_phases(
 
 @dataclass(frozen=True)
 class PhaseChange:
-    """What a measurement has changed; as text (`str`), what is said of it.
+    """What a measurement has changed. `str` puts it into words.
 
     Attributes:
         kind: "began": the run has passed into `phase`. "withdrawn": it turns out not to have.

@@ -48,9 +48,8 @@ def spread_of(model: nn.Module) -> Spread:
     states = [module._get_fsdp_state() for module in _fsdp_modules(model)]
     partitioned: Any = next(filter(is_partitioned, model.parameters()), None)
     distributed = any(isinstance(parameter, DTensor) for parameter in model.parameters())
-    groups: tuple[Any, ...]
     if isinstance(model, nn.parallel.DistributedDataParallel):
-        groups = (model.process_group,)
+        groups: tuple[Any, ...] = (model.process_group,)
     elif states:
         # Where parameters lie on several meshes (experts), most rows differ over the widest.
         groups = max(_data_parallel_groups(states), key=_size, default=())

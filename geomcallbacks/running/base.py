@@ -143,7 +143,7 @@ class RunMonitor(ABC):
         self._resumes = False
         self.record_path = self.path or (None if path is None else Path(path))
         if self.record_path is not None and rank() == 0:
-            with self._keep_going("file"):
+            with self._keep_going():
                 run.writer = RecordWriter(self.record_path, step, self._whole_header(run), run.run_id)
                 run.run_id, self.record_path = run.writer.run_id, run.writer.path
         self._begin(run, model, step)
@@ -167,7 +167,7 @@ class RunMonitor(ABC):
         if not self._resumes:
             self._state = RunMonitor.state_dict(self)
         if self._run.writer is not None:
-            with self._keep_going("file"):
+            with self._keep_going():
                 self._run.writer.close()
         self._run = None
 
@@ -231,11 +231,11 @@ class RunMonitor(ABC):
                 f" {allowed} allowed by now {spent} are spent. What else is skipped stands in the record file",
             )
         if run.writer is not None:
-            with self._keep_going("file"):
+            with self._keep_going():
                 run.writer.skip(step, "budget", account)
 
     @contextmanager
-    def _keep_going(self, key: str) -> Iterator[None]:
+    def _keep_going(self) -> Iterator[None]:
         """Have a full disk cost lines of the file, not the run; nor the numbers, which all ranks must share."""
         try:
             yield
@@ -243,10 +243,10 @@ class RunMonitor(ABC):
             if self.on_error == "raise":
                 raise
             reason = f"{type(error).__name__}: {error}"
-            self._warn_once(key, f"{self.record_path} could not be written ({reason}); training goes on without")
+            self._warn_once("file", f"{self.record_path} could not be written ({reason}); training goes on without")
 
     def _whole_header(self, run: Run) -> dict[str, Any]:
         header = self._header()
-        more = {"schedule": asdict(self.schedule), "total_steps": run.total_steps}
+        settings = header.get("settings", {}) | {"schedule": asdict(self.schedule), "total_steps": run.total_steps}
         versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
-        return {"versions": versions} | header | {"settings": header.get("settings", {}) | more}
+        return {"versions": versions} | header | {"settings": settings}

@@ -1,4 +1,4 @@
-"""What is said to people: warnings once, and text that others have a hand in, made fit for a terminal or a file."""
+"""Messages: warnings given once, and foreign text made fit for a terminal or a file."""
 
 from __future__ import annotations
 

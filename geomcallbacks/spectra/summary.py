@@ -113,7 +113,7 @@ def explain(summary: Sequence[float], n: int, window: tuple[int, int]) -> Descri
 
 
 def no_values(reason: str) -> Described:
-    """Return what `describe` returns where nothing can be said."""
+    """Return what `describe` returns where no metric has a value."""
     return dict.fromkeys(METRIC_NAMES), dict.fromkeys(METRIC_NAMES, reason)
 
 
