@@ -249,7 +249,7 @@ def _untouched(reader: Reader, settings: ReadingSettings, device: torch.device) 
 
 @contextmanager
 def _together(groups: tuple[Any, ...], device: torch.device) -> Iterator[None]:
-    """Have what fails inside on one rank fail on all."""
+    """Raise on all ranks what fails inside on one."""
     error: Exception | None = None
     try:
         yield

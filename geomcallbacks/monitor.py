@@ -185,7 +185,7 @@ class GeometryMonitor(RunMonitor):
 
     @contextmanager
     def _surviving(self, step: int) -> Iterator[None]:
-        """Have what fails inside cost its numbers, not the run; but for what no rank can come back from."""
+        """Warn of a failure inside and go on, unless no rank can recover from it."""
         try:
             yield
         except (EndingError, LostPassError):

@@ -91,7 +91,7 @@ class MonitorCallback(Monitored, TrainerCallback):
             self._queue.flush()
 
     def _keep_state(self, state: TrainerState) -> None:
-        """Put into each checkpoint's trainer_state.json in which record file, and on what budget, the run goes on."""
+        """Keep the record file and the budget of the run in each checkpoint's trainer_state.json."""
         state.stateful_callbacks[self._state_key] = {"args": {}, "attributes": self.monitor.state_dict()}
 
     @property

@@ -12,7 +12,7 @@ The paper gives no rule. Ours, on ln RankMe over the order of the measurements:
    collapse is none.
 3. *Names.* A rise is entropy-seeking, a fall compression-seeking, wherever it stands; so is a late rise entropy-seeking
    again. Only the first stretch of a run can be warm-up: if it falls, and the run starts from random weights.
-   Where that is not said (`from_scratch=None`), a fall is warm-up if the curve starts at update 0; or if it starts
+   Where that is not given (`from_scratch=None`), a fall is warm-up if the curve starts at update 0; or if it starts
    within the first thousandth of the curve (the published checkpoints of a run begin at update 8, or at 4e8 tokens)
    and RankMe rises behind it. No curve shows whether its first weights were random: whoever watches a fine-tuning
    run from its update 0 says ``from_scratch=False``.
@@ -168,7 +168,7 @@ def phase_change(before: Sequence[Phase], now: Sequence[Phase]) -> PhaseChange |
     """Compare the phases of a curve before and after a measurement.
 
     Returns:
-        The change of the phase in which the run is. None where there is none, also where only the past was read anew.
+        The change of the run's present phase. None where it has not changed, even if the past is read anew.
     """
     old, new = [phase.name for phase in before], [phase.name for phase in now]
     if old == new or (len(new) == len(old) + 1 and new[-1:] == old[-1:]):

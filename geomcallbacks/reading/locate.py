@@ -144,8 +144,8 @@ def check_tokens(language_model: Any, name: str, largest: int, longest: int) -> 
     """Raise ``ValueError`` where the model's vocabulary, or its learned positions, do not reach as far as some rows.
 
     Args:
-        language_model: the model; nothing is checked where its embedding does not say how many token ids it knows, nor
-            of rotary positions, which do not end.
+        language_model: the model. Rotary positions do not end, and some embeddings do not show their vocabulary: those
+            are not checked.
         name: what holds the rows.
         largest: their largest token id.
         longest: tokens of the longest of them.

@@ -92,7 +92,7 @@ class RunMonitor(ABC):
         """Resolve what is measured of the model; raise ``ValueError`` where model and arguments do not fit."""
 
     def _begin(self, run: Run, model: nn.Module, step: int) -> None:  # noqa: B027 (there may be nothing)
-        """Do what else belongs to the start of a run whose file is open."""
+        """Prepare what a subclass keeps of a run. Its file is open."""
 
     @abstractmethod
     def _header(self) -> dict[str, Any]:
@@ -236,7 +236,7 @@ class RunMonitor(ABC):
 
     @contextmanager
     def _keep_going(self) -> Iterator[None]:
-        """Have a full disk cost lines of the file, not the run; nor the numbers, which all ranks must share."""
+        """Warn of a file that cannot be written and go on: the numbers are shared by all ranks."""
         try:
             yield
         except Exception as error:

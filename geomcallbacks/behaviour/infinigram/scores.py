@@ -1,4 +1,4 @@
-"""What an ∞-gram model says of fixed answers, asked once and kept."""
+"""∞-gram probabilities of fixed answers, asked once and kept."""
 
 from __future__ import annotations
 

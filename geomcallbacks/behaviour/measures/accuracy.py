@@ -16,7 +16,7 @@ from geomcallbacks.statistics import wilson
 
 
 def option_batches(choices: Choices, batch_size: int) -> Iterator[TargetBatch]:
-    """Everything that scoring all options needs. Sums are the options, counted through all rows.
+    """The rows and targets that score all options. Sums are the options, counted through all rows.
 
     Options that differ only in their last token share a row: options of one token need no more than their prompt.
     """
@@ -53,7 +53,7 @@ def accuracy_of(choices: Choices, score_o: Tensor) -> dict[str, float]:
 class ChoiceAccuracy:
     """How often a model finds the right option the most probable of its row.
 
-    Compared is the summed log-probability of an option's tokens, as lm-evaluation-harness' `acc` does.
+    It compares the summed log-probability of each option's tokens, as lm-evaluation-harness' `acc` does.
 
     Args:
         choices: the questions.

@@ -138,6 +138,6 @@ def _flat(name: str, rows: Sequence[Sequence[float]], dtype: torch.dtype) -> dic
 
 
 def _rows(file: Any, name: str) -> list[list[Any]]:
-    """What `_flat` made into tensors."""
+    """The rows that `_flat` stored."""
     lengths = file.get_tensor(f"{name}_lengths").tolist()
     return [row.tolist() for row in file.get_tensor(name).split(lengths)]

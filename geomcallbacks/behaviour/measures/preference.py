@@ -99,7 +99,7 @@ class PreferenceScore:
         return preference(chosen_n, rejected_n, chosen_tokens_n, rejected_tokens_n, self.reference)
 
     def _logprobs(self, model: nn.Module) -> list[Pair]:
-        """Of chosen and of rejected: what `completion_logprobs` returns."""
+        """What `completion_logprobs` returns for chosen and for rejected."""
         return [completion_logprobs(model, rows, self.batch_size) for rows in (self.chosen, self.rejected)]
 
 

@@ -65,7 +65,7 @@ class FrequencyLoss:
         return {f"band_{band}": float(loss) for band, loss in enumerate(losses, start=1)}
 
     def _batches(self) -> Iterator[TargetBatch]:
-        """Sums are the bands."""
+        """The rows in batches; sums are the bands."""
         for batch in self.rows.batches(self.batch_size):
             row_m, position_m, target_m = _targets(batch.input_ids_bt, batch.lengths_b)
             band_m = self._bands_of(self.counts[target_m])
@@ -99,7 +99,7 @@ def first_below(steps: Sequence[float], losses: Sequence[float | None], share: f
     if not points:
         raise ValueError("losses holds no value: give at least one measurement")
     first, lowest = points[0][1], min(loss for _, loss in points)
-    # Taken so, and not as first - share · drop, share=1 meets the lowest value without rounding.
+    # In this form share=1 meets the lowest value without rounding; first - share · drop does not.
     level = (1 - share) * first + share * lowest
     for (step, loss), (later, lower) in pairwise(points):
         if lower <= level < loss:

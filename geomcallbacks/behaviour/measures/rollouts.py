@@ -122,6 +122,6 @@ class RolloutScore:
 
 
 def _mean(values: Iterable[float]) -> float:
-    """NaN where there are none."""
+    """The mean, NaN of no values."""
     listed = list(values)
     return math.fsum(listed) / len(listed) if listed else math.nan
