@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
+import launcher
 import micro
-import processes
 import pytest
 from pretrain import PretrainSettings
 from pretrain import main as pretrain
@@ -20,7 +23,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from geomcallbacks import ProbeSet, Schedule, read_records
 from geomcallbacks.report.loss import find_loss
 
-ROOT = Path(__file__).parents[2]
 UPDATES = 12
 
 
@@ -164,11 +166,15 @@ def test_batches_do_not_depend_on_the_number_of_devices_or_on_where_a_run_starts
 def test_accelerate_launch_runs_the_recipe_and_names_its_files(texts: Path, tmp_path: Path) -> None:
     settings, file = micro.pretraining(tmp_path / "run", texts, updates=4, wandb="auto"), tmp_path / "a.yaml"
     file.write_text(json.dumps(vars(settings)))  # which is YAML
-    shown = processes.launch("--num_processes", "1", "recipes/pretrain.py", "--config", str(file), timeout=300)
+    env = {key: value for key, value in os.environ.items() if not key.startswith(launcher.OF_A_LAUNCH)}
+    env |= {"WANDB_MODE": "offline", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "recipes/pretrain.py"]
+    command += ["--config", str(file)]
+    shown = subprocess.check_output(command, cwd=launcher.ROOT, env=env, text=True, timeout=300)
     assert [record["step"] for record in read_records(tmp_path / "run" / "geometry.jsonl")] == [0, 1, 2, 3, 4]
     (wandb_run,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
     assert list(wandb_run.glob("*.wandb"))
     for needed in ("geometry.png", "geometry.jsonl", "RankMe", "wandb leet ", "wandb sync "):
         assert needed in shown
     named = shown.split("wandb sync ")[1].split()[0]
-    assert (ROOT / named).resolve() == wandb_run.resolve()
+    assert (launcher.ROOT / named).resolve() == wandb_run.resolve()
