@@ -144,8 +144,8 @@ def test_model_config_and_tokenizer_replace_shape_and_vocabulary(texts: Path, tm
 def test_batches_do_not_depend_on_the_number_of_devices_or_on_where_a_run_starts() -> None:
     def updates(world_size: int, accumulate: int, start: int = 0, seed: int = 0) -> list[list[int]]:
         settings = PretrainSettings(batch_size=8, updates=5, accumulate=accumulate, seed=seed)
-        place = {"world_size": world_size, "start": start}
-        shares = [list(SeededBatches(10, settings, rank=rank, **place)) for rank in range(world_size)]
+        ranks = range(world_size)
+        shares = [list(SeededBatches(10, settings, rank=i, world_size=world_size, start=start)) for i in ranks]
         batches = [[row for share in shares for row in share[i]] for i in range(len(shares[0]))]
         joined = (batches[i : i + accumulate] for i in range(0, len(batches), accumulate))
         return [[row for batch in update for row in batch] for update in joined]
