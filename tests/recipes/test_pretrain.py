@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import subprocess
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
-import launcher
 import micro
 import pytest
 from pretrain import PretrainSettings
@@ -23,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from geomcallbacks import ProbeSet, Schedule, read_records
 from geomcallbacks.report.loss import find_loss
 
+ROOT = Path(__file__).parents[2]
 UPDATES = 12
 
 
@@ -144,8 +143,8 @@ def test_model_config_and_tokenizer_replace_shape_and_vocabulary(texts: Path, tm
 def test_batches_do_not_depend_on_the_number_of_devices_or_on_where_a_run_starts() -> None:
     def updates(world_size: int, accumulate: int, start: int = 0, seed: int = 0) -> list[list[int]]:
         settings = PretrainSettings(batch_size=8, updates=5, accumulate=accumulate, seed=seed)
-        ranks = range(world_size)
-        shares = [list(SeededBatches(10, settings, rank=i, world_size=world_size, start=start)) for i in ranks]
+        place = {"world_size": world_size, "start": start}
+        shares = [list(SeededBatches(10, settings, rank=rank, **place)) for rank in range(world_size)]
         batches = [[row for share in shares for row in share[i]] for i in range(len(shares[0]))]
         joined = (batches[i : i + accumulate] for i in range(0, len(batches), accumulate))
         return [[row for batch in update for row in batch] for update in joined]
@@ -166,15 +165,12 @@ def test_batches_do_not_depend_on_the_number_of_devices_or_on_where_a_run_starts
 def test_accelerate_launch_runs_the_recipe_and_names_its_files(texts: Path, tmp_path: Path) -> None:
     settings, file = micro.pretraining(tmp_path / "run", texts, updates=4, wandb="auto"), tmp_path / "a.yaml"
     file.write_text(json.dumps(vars(settings)))  # which is YAML
-    env = {key: value for key, value in os.environ.items() if not key.startswith(launcher.OF_A_LAUNCH)}
-    env |= {"WANDB_MODE": "offline", "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "recipes/pretrain.py"]
-    command += ["--config", str(file)]
-    shown = subprocess.check_output(command, cwd=launcher.ROOT, env=env, text=True, timeout=300)
+    shown = subprocess.check_output([*command, "--config", str(file)], cwd=ROOT, text=True, timeout=300)
     assert [record["step"] for record in read_records(tmp_path / "run" / "geometry.jsonl")] == [0, 1, 2, 3, 4]
     (wandb_run,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
     assert list(wandb_run.glob("*.wandb"))
     for needed in ("geometry.png", "geometry.jsonl", "RankMe", "wandb leet ", "wandb sync "):
         assert needed in shown
     named = shown.split("wandb sync ")[1].split()[0]
-    assert (launcher.ROOT / named).resolve() == wandb_run.resolve()
+    assert (ROOT / named).resolve() == wandb_run.resolve()
