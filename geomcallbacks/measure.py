@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from geomcallbacks.probe import ProbeSet, deal
 from geomcallbacks.reading.device import device_of
+from geomcallbacks.reading.locate import check_tokens
 from geomcallbacks.reading.reader import Reader, leave_no_trace
 from geomcallbacks.reading.sharding import release
 from geomcallbacks.record import GeometryRecord
@@ -28,12 +29,7 @@ from geomcallbacks.spectra.summary import numbers_of
 Ending = Callable[[], bool]
 
 _OK, _OUT_OF_MEMORY, _FAILED, _ENDING = range(4)
-_DTYPE_NAMES: dict[Any, str] = {
-    torch.float64: "fp64",
-    torch.float32: "fp32",
-    torch.bfloat16: "bf16",
-    torch.float16: "fp16",
-}
+_SHORT_NAMES = {"float64": "fp64", "float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 _LOST = (
     "the probe failed on process {} inside the forward pass of a sharded model ({}: {}). The other processes wait for"
@@ -89,17 +85,8 @@ def prepare(model: nn.Module, probes: Mapping[str, ProbeSet], settings: ReadingS
         )
     warnings = []
     for label, probe in probes.items():
-        if reader.vocabulary is not None and probe.max_token_id >= reader.vocabulary:
-            raise ValueError(
-                f"probe {label!r} holds token id {probe.max_token_id}, and the model's vocabulary ends at"
-                f" {reader.vocabulary - 1}: build the probe with the model's own tokenizer"
-            )
-        longest = int(probe.lengths_n.max())
-        if reader.longest is not None and longest > reader.longest:  # on CUDA, reading past it ends the process
-            raise ValueError(
-                f"probe {label!r} has a row of {longest} tokens, and the model has {reader.longest} positions: build"
-                f" the probe with max_length={reader.longest}"
-            )
+        if reader.language_model is not None:
+            check_tokens(reader.language_model, f"probe {label!r}", probe.max_token_id, int(probe.lengths_n.max()))
         n = settings.features(probe)
         for d in _widths(reader, probe, settings):
             settings.check_probe(label, probe, d)
@@ -141,21 +128,15 @@ def measure_probe(
     """
     begin = time.perf_counter()
     device, groups = device_of(reader.called), reader.spread.groups
-    done = _pass(reader, probe, settings, device, ending)
+    done, n = _pass(reader, probe, settings, device, ending), settings.features(probe)
     bad = torch.stack([layer.bad.to(device) for layer in done.layers.values()])
     for group in groups:
         dist.all_reduce(bad, group=group)
     bad_rows = bad.tolist()  # waits for the forward pass
     middle = time.perf_counter()
     with _together(groups, device):
-        numbers = numbers_of(
-            [layer.store for layer in done.layers.values()],
-            bad_rows,
-            n=settings.features(probe),
-            window=settings.alpha_window,
-            intervals=settings.intervals,
-            device=device,
-        )
+        stores = [layer.store for layer in done.layers.values()]
+        numbers = numbers_of(stores, bad_rows, n=n, window=settings.alpha_window, intervals=settings.intervals)
     spectrum_seconds = (time.perf_counter() - middle) / len(numbers)
     return [
         GeometryRecord(
@@ -166,7 +147,7 @@ def measure_probe(
             layer=name,
             module=layer.module,
             positions=settings.positions,
-            n=settings.features(probe),
+            n=n,
             d=layer.store.d,
             metrics=found.metrics,
             reasons=found.reasons,
@@ -287,4 +268,5 @@ def _precision(reader: Reader, device: torch.device) -> str:
 
 
 def _dtype_name(dtype: torch.dtype | None) -> str:
-    return _DTYPE_NAMES.get(dtype, str(dtype).removeprefix("torch."))
+    name = str(dtype).removeprefix("torch.")
+    return _SHORT_NAMES.get(name, name)

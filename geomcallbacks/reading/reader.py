@@ -54,7 +54,7 @@ class Reader:
         called: the module that is called.
         points: where it is read.
         spread: how the model is spread over processes.
-        vocabulary, longest: token ids and positions that the model knows, where it says.
+        language_model: the language model that is read; None where it is another module.
 
     Raises:
         ValueError: no causal language model or several, an unknown layer or module, a model that cannot be read.
@@ -69,12 +69,9 @@ class Reader:
         named = [isinstance(layer, str) for layer in locate.layer_list(layers)]
         root_name, root = locate.find_root(model, module, by_name=forward is not None or all(named))
         self.called: nn.Module = model
-        self.vocabulary: int | None = None
-        self.longest: int | None = None
         self._forward: Callable[[nn.Module, Tensor, Any], Any] = forward or _call_plain
-        self._reads_backbone = locate.is_language_model(root) and forward is None
-        if self._reads_backbone:
-            self.vocabulary, self.longest = locate.vocabulary_of(root), locate.longest_of(root)
+        self.language_model = root if locate.is_language_model(root) and forward is None else None
+        if self.language_model is not None:
             self.called, self._forward = locate.backbone_of(root), _call_backbone
             if self.spread.sharded:
                 self.called, self._forward = entry_of(model, root), partial(_call_entry, root)
@@ -82,7 +79,8 @@ class Reader:
         # A module may run more than once in a pass, and the last time counts; a block of a language model runs once.
         # Accelerate's own hooks must see the end of a block whose weights they had brought in.
         offloads = any(hasattr(child, "_hf_hook") for child in self.called.modules())
-        self._stops_early = self._reads_backbone and not any(named) and not self.spread.sharded and not offloads
+        by_blocks = self.language_model is not None and not any(named)
+        self._stops_early = by_blocks and not self.spread.sharded and not offloads
 
     @torch.no_grad()
     def read(self, batch: ProbeBatch, positions: Positions) -> tuple[dict[str, Tensor], Tensor]:
@@ -103,7 +101,7 @@ class Reader:
         pick = pick_positions(batch, positions, device)
         ids_bt = send(batch.input_ids_bt, device)
         # Without padding a mask says nothing, and attention without one may take a faster way.
-        needed = batch.padded or not self._reads_backbone
+        needed = batch.padded or self.language_model is None
         mask_bt = send(batch.mask_bt, device) if needed else None
         features: dict[str, Tensor] = {}
 
