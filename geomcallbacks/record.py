@@ -97,6 +97,22 @@ def record_files(folder: Path, stem: str = "geometry") -> list[Path]:
     return [file for number in known if (file := numbered(path, number)).is_file()]
 
 
+def record_file(path: str | Path) -> Path:
+    """The file `path`, or of a run's folder the record file of its latest start from update 0.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} does not exist: give the geometry.jsonl of a run, or its folder")
+    if files := record_files(path):
+        return files[-1]
+    raise FileNotFoundError(f"{path} holds no geometry.jsonl: give the record file of a run")
+
+
 def probes_folder(path: Path) -> Path:
     """Where the probes of a record file are kept, each called by its fingerprint."""
     return path.with_name(f"{path.stem}-probes")

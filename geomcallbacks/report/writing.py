@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from geomcallbacks.report.analysis import plot_analysis
-from geomcallbacks.report.data import read_runs, record_file
+from geomcallbacks.report.data import read_runs
 from geomcallbacks.report.figures import draw_behaviour, draw_primacy, draw_probes
 from geomcallbacks.report.intervention import draw_intervention
 from geomcallbacks.report.layers import draw_layers
@@ -53,7 +53,7 @@ def write_report(
     if missing:
         raise ModuleNotFoundError(f"a report needs {' and '.join(missing)}: pip install 'geomcallbacks[report]'")
     runs = read_runs(paths, losses)
-    folder = Path(out) if out is not None else record_file(Path(paths[0])).parent / "report"
+    folder = Path(out) if out is not None else runs[0].file.parent / "report"
     if out is None and folder.is_symlink():
         raise ValueError(f"{folder} is a link, through which no report is written: say where with --out")
     folder.mkdir(parents=True, exist_ok=True)
