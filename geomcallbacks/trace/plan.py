@@ -12,7 +12,7 @@ import torch
 from geomcallbacks.behaviour.monitor import Measure, measures_header
 from geomcallbacks.probe import ProbeSet
 from geomcallbacks.settings import ReadingSettings
-from geomcallbacks.trace.checkpoints.find import Checkpoint
+from geomcallbacks.trace.checkpoints.checkpoint import Checkpoint
 from geomcallbacks.trace.checkpoints.hub import Hub
 from geomcallbacks.trace.checkpoints.loading import Reading
 from geomcallbacks.trace.probe_source import ProbeSource
@@ -113,5 +113,5 @@ def make_plan(
 def _versions() -> dict[str, str]:
     import transformers
 
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    return {"python": platform.python_version(), **{name: str(version) for name, version in versions.items()}}
+    versions = {"torch": str(torch.__version__), "transformers": str(transformers.__version__)}
+    return {"python": platform.python_version()} | versions

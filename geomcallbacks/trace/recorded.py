@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,37 +22,45 @@ class Recorded:
     """How a run was measured.
 
     Attributes:
+        file: that states it.
         settings: arguments of `ReadingSettings`.
         precision: arithmetic of the live forward pass, as its records name it.
         fingerprints: of its probes, by label.
-        probes: those of them that are kept beside the records, or in the folder under any name.
         tokens: training tokens by step, where recorded.
         batch_sizes: rows that went through the model together, by step and probe: fewer where memory had run out.
         from_scratch: whether it began from random weights, where it was told.
     """
 
+    file: Path
     settings: dict[str, Any]
     precision: str
     fingerprints: dict[str, str]
-    probes: dict[str, ProbeSet]
     tokens: dict[int, int]
     batch_sizes: dict[tuple[int, str], int]
     from_scratch: bool | None = None
 
     def kept_probes(self) -> dict[str, ProbeSet]:
-        """Return the probes that are kept; warn where some are not.
+        """Return the probes that are kept, beside the records or in the folder under any name; warn where some are not.
 
         Raises:
             ValueError: none is kept.
         """
-        missing = sorted(set(self.fingerprints) - set(self.probes))
+        found: dict[str, ProbeSet] = {}
+        folders = (probes_folder(self.file), self.file.parent)
+        for file in [file for folder in folders for file in sorted(folder.glob("*.safetensors")) if file.is_file()]:
+            if self.fingerprints.keys() <= found.keys():
+                break
+            with suppress(Exception):  # weights, say, which are no probe
+                probe = ProbeSet.load(file)
+                found |= {label: probe for label, wanted in self.fingerprints.items() if wanted == probe.fingerprint}
+        missing = sorted(self.fingerprints.keys() - found.keys())
         if missing:
             names = ", ".join(f"{label!r} ({self.fingerprints[label]})" for label in missing)
             text = f"the run was measured on probe {names}, which is not kept in its folder"
-            if not self.probes:
+            if not found:
                 raise ValueError(f"{text}: give one with --probe")
             warnings.warn(f"{text}: only the others are measured", stacklevel=4)
-        return self.probes
+        return found
 
 
 def read_recorded(folder: Path) -> Recorded | None:
@@ -66,10 +75,8 @@ def read_recorded(folder: Path) -> Recorded | None:
         if headers and (records := read_records(file)):
             return _recorded(file, headers[-1], records)
     if files:
-        warnings.warn(
-            f"{files[0]} holds no measurement: probe and settings are the defaults where they are not given",
-            stacklevel=3,
-        )
+        text = f"{files[0]} holds no measurement: probe and settings are the defaults where they are not given"
+        warnings.warn(text, stacklevel=3)
     return None
 
 
@@ -90,24 +97,11 @@ def _recorded(file: Path, header: dict[str, Any], records: list[dict[str, Any]])
     settings = {key: header["settings"][key] for key in _SETTINGS if key in header["settings"]}
     fingerprints = {label: probe["fingerprint"] for label, probe in header.get("probes", {}).items()}
     return Recorded(
+        file,
         settings,
         records[-1]["precision"],
         fingerprints,
-        _saved_probes([probes_folder(file), file.parent], fingerprints),
         {record["step"]: record["tokens"] for record in records if record.get("tokens") is not None},
         {(record["step"], record["probe"]): record["batch_size"] for record in records},
         header["settings"].get("from_scratch"),
     )
-
-
-def _saved_probes(folders: list[Path], fingerprints: dict[str, str]) -> dict[str, ProbeSet]:
-    found: dict[str, ProbeSet] = {}
-    for file in [file for folder in folders for file in sorted(folder.glob("*.safetensors")) if file.is_file()]:
-        if fingerprints.keys() <= found.keys():
-            break
-        try:
-            probe = ProbeSet.load(file)
-        except Exception:  # weights, say, which are no probe
-            continue
-        found |= {label: probe for label, wanted in fingerprints.items() if wanted == probe.fingerprint}
-    return found

@@ -58,7 +58,6 @@ def hub_rows(name: str, config: str | None = None, **options: Any) -> Any:
     try:
         return datasets.load_dataset(name, config, **options)
     except Exception as error:
-        raise ValueError(
-            f"no file here, and as a hub data set it cannot be read ({type(error).__name__}:"
-            f" {str(error).splitlines()[0][:160]}): without a network, give a file"
-        ) from error
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0][:160]}"
+        text = f"no file here, and as a hub data set it cannot be read ({reason})"
+        raise ValueError(f"{text}: without a network, give a file") from error

@@ -15,8 +15,9 @@ from typing import Any
 
 from geomcallbacks.record import spectra_folder
 from geomcallbacks.running.messages import printable
+from geomcallbacks.trace.checkpoints.checkpoint import Checkpoint
 from geomcallbacks.trace.checkpoints.fetching import fetch_ahead
-from geomcallbacks.trace.checkpoints.find import Checkpoint, find_checkpoints
+from geomcallbacks.trace.checkpoints.find import find_checkpoints
 from geomcallbacks.trace.checkpoints.hub import Hub
 from geomcallbacks.trace.checkpoints.loading import Reading
 from geomcallbacks.trace.file import TraceFile, behaviour_out, default_out, locked, path_from

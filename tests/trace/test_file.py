@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from geomcallbacks import read_records
-from geomcallbacks.trace.checkpoints.find import Checkpoint
+from geomcallbacks.trace.checkpoints.checkpoint import Checkpoint
 from geomcallbacks.trace.file import TraceFile, behaviour_out, default_out
 
 HEADER: dict[str, Any] = {"trace": {"models": ["m"]}, "settings": {"layers": -1}, "probes": {}, "versions": {}}

@@ -7,7 +7,7 @@ from concurrent.futures import Future, wait
 from pathlib import Path
 from threading import Thread
 
-from geomcallbacks.trace.checkpoints.find import Checkpoint
+from geomcallbacks.trace.checkpoints.checkpoint import Checkpoint
 from geomcallbacks.trace.checkpoints.hub import Hub
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from geomcallbacks.trace.checkpoints.find import Checkpoint, find_checkpoints
+from geomcallbacks.trace.checkpoints.checkpoint import Checkpoint
+from geomcallbacks.trace.checkpoints.find import find_checkpoints
 from geomcallbacks.trace.checkpoints.folders import folder_checkpoints
 from geomcallbacks.trace.checkpoints.hub import Hub
 
