@@ -79,10 +79,7 @@ def _draw_all(runs: Sequence[Run], folder: Path, kind: str, title: str | None) -
     """All figures for which the runs have something; with several runs, those of a single one are named after it."""
     alone, whole = len(runs) == 1, folder / f"analysis.{kind}"
     plot_analysis(runs, whole, title if alone else None)
-    caption = (
-        "Everything over the same log updates. Phases are found from RankMe; bars at their boundaries, and numbers in "
-        "brackets, are 95 % intervals."
-    )
+    caption = "All over the same log updates. Phases: by RankMe; bars and brackets at their boundaries: 95 % intervals."
     figures = [Figure(whole, "Along the run" if alone else "The runs", caption)]
     for name, heading, caption, draw in _OF_ONE:
         for run, tail in zip(runs, _tails(runs), strict=True):

@@ -80,12 +80,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Trace as the command line says, and return the exit status."""
+    import huggingface_hub
+    import transformers.utils.logging
+
     from geomcallbacks.trace.checkpoints.loading import Reading
     from geomcallbacks.trace.tracer import trace
 
     reading = Reading(given.dtype, given.device, given.tokenizer, given.config, given.trust_remote_code, given.evict)
+    huggingface_hub.utils.disable_progress_bars()  # type: ignore[attr-defined]
+    transformers.utils.logging.disable_progress_bar()  # of single models, among our own
+    transformers.utils.logging.set_verbosity_error()
     try:
-        _hide_bars()
         summary = trace(
             given.models,
             revisions=given.revisions,
@@ -143,13 +148,3 @@ def measures_of(given: argparse.Namespace) -> Measures | None:
         raise ValueError(f"--intervention {given.intervention}: give whole numbers with commas between them")
     choices, directions = labelled(given.choices or [], "choices"), tuple(map(int, words))
     return BehaviourSource(choices, given.memorisation, directions, given.choices_split).build
-
-
-def _hide_bars() -> None:
-    """Show no bars of single downloads and single models among our own."""
-    import huggingface_hub
-    import transformers.utils.logging
-
-    huggingface_hub.utils.disable_progress_bars()  # type: ignore[attr-defined]
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +20,24 @@ _SETTINGS = ("layers", "positions", "alpha_window", "batch_size", "intervals")
 
 @dataclass(frozen=True)
 class Recorded:
-    """How a run was measured.
+    """How a run was measured; without arguments, that of none.
 
     Attributes:
         file: that states it.
         settings: arguments of `ReadingSettings`.
-        precision: arithmetic of the live forward pass, as its records name it.
+        precision: arithmetic of the live forward pass, as its records name it; None: there is no run.
         fingerprints: of its probes, by label.
         tokens: training tokens by step, where recorded.
         batch_sizes: rows that went through the model together, by step and probe: fewer where memory had run out.
         from_scratch: whether it began from random weights, where it was told.
     """
 
-    file: Path
-    settings: dict[str, Any]
-    precision: str
-    fingerprints: dict[str, str]
-    tokens: dict[int, int]
-    batch_sizes: dict[tuple[int, str], int]
+    file: Path = Path()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    precision: str | None = None
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    tokens: Mapping[int, int] = field(default_factory=dict)
+    batch_sizes: Mapping[tuple[int, str], int] = field(default_factory=dict)
     from_scratch: bool | None = None
 
     def kept_probes(self) -> dict[str, ProbeSet]:
@@ -63,8 +64,8 @@ class Recorded:
         return found
 
 
-def read_recorded(folder: Path) -> Recorded | None:
-    """Return what the record file in a run's folder says; None without one, or with one that holds nothing yet.
+def read_recorded(folder: Path) -> Recorded:
+    """Return what the record file in a run's folder says; nothing without one, or with one that holds nothing yet.
 
     Args:
         folder: the run's, that of its checkpoints, or that of one of them.
@@ -73,11 +74,20 @@ def read_recorded(folder: Path) -> Recorded | None:
     for file in files:  # the last start may have ended before it measured
         headers = [line for line in read_lines(file) if isinstance(line.get("settings"), dict)]
         if headers and (records := read_records(file)):
-            return _recorded(file, headers[-1], records)
+            settings, probes = headers[-1]["settings"], headers[-1].get("probes", {})
+            return Recorded(
+                file,
+                {key: settings[key] for key in _SETTINGS if key in settings},
+                records[-1]["precision"],
+                {label: probe["fingerprint"] for label, probe in probes.items()},
+                {record["step"]: record["tokens"] for record in records if record.get("tokens") is not None},
+                {(record["step"], record["probe"]): record["batch_size"] for record in records},
+                settings.get("from_scratch"),
+            )
     if files:
         text = f"{files[0]} holds no measurement: probe and settings are the defaults where they are not given"
         warnings.warn(text, stacklevel=3)
-    return None
+    return Recorded()
 
 
 def recorded_files(folder: Path) -> list[Path]:
@@ -91,17 +101,3 @@ def recorded_files(folder: Path) -> list[Path]:
     if folder.name == "checkpoints" or parse_name(folder.name) is not None:
         places.append(folder.parent.parent if folder.parent.name == "checkpoints" else folder.parent)
     return next((files[::-1] for place in places if (files := record_files(place))), [])
-
-
-def _recorded(file: Path, header: dict[str, Any], records: list[dict[str, Any]]) -> Recorded:
-    settings = {key: header["settings"][key] for key in _SETTINGS if key in header["settings"]}
-    fingerprints = {label: probe["fingerprint"] for label, probe in header.get("probes", {}).items()}
-    return Recorded(
-        file,
-        settings,
-        records[-1]["precision"],
-        fingerprints,
-        {record["step"]: record["tokens"] for record in records if record.get("tokens") is not None},
-        {(record["step"], record["probe"]): record["batch_size"] for record in records},
-        header["settings"].get("from_scratch"),
-    )

@@ -35,16 +35,13 @@ def parquet_rows(path: Path, column: str) -> Iterator[tuple[int, dict[str, Any]]
     """
     import pyarrow.parquet  # type: ignore[import-untyped]
 
-    number = 0
     try:
         file = pyarrow.parquet.ParquetFile(path)
         columns = [column] if column in file.schema_arrow.names else None
-        for batch in file.iter_batches(batch_size=256, columns=columns):
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row
+        batches = file.iter_batches(batch_size=256, columns=columns)
+        yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
     except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"no Parquet file, or damaged behind row {number}: {error}") from error
+        raise ValueError(f"no Parquet file, or damaged: {error}") from error
 
 
 def hub_rows(name: str, config: str | None = None, **options: Any) -> Any:

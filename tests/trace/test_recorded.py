@@ -35,12 +35,6 @@ def values(path: Path) -> list[list[float]]:
     return [[record[name] for name in METRIC_NAMES] for record in read_records(path)]
 
 
-def recorded(folder: Path) -> Recorded:
-    found = read_recorded(folder)
-    assert found is not None
-    return found
-
-
 def header(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text().splitlines()[0])
 
@@ -87,10 +81,10 @@ def test_the_latest_start_of_a_run_is_read_and_what_it_began_from(
     live(tmp_path, positions=3, from_scratch=False)
     with (tmp_path / "geometry-2.jsonl").open("a") as file:  # settings that are none are passed over
         file.write('{"kind": "header", "schema": 1, "run_id": "x", "resumed_from": 1, "settings": []}\n')
-    found = recorded(tmp_path)
+    found = read_recorded(tmp_path)
     assert (found.settings["positions"], found.from_scratch) == (3, False)
     (tmp_path / "geometry-3.jsonl").write_text((tmp_path / "geometry.jsonl").read_text().splitlines()[0] + "\n")
-    assert recorded(tmp_path).settings == found.settings  # the third ended before it measured
+    assert read_recorded(tmp_path).settings == found.settings  # the third ended before it measured
     monkeypatch.setenv("HOME", str(tmp_path.parent))
     summary = trace(f"~/{tmp_path.name}", reading=CPU)  # settings, probe and the place of the records are the run's
     assert summary.path == tmp_path / "geometry-trace.jsonl"
@@ -110,4 +104,4 @@ def test_models_in_order_are_not_from_scratch(tmp_path: Path) -> None:
 def test_an_empty_record_file_is_announced(tmp_path: Path) -> None:
     (tmp_path / "geometry.jsonl").touch()
     with pytest.warns(UserWarning, match=r"geometry\.jsonl holds no measurement: probe and settings are the defaults"):
-        assert read_recorded(tmp_path) is None
+        assert read_recorded(tmp_path) == Recorded()

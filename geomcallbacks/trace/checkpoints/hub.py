@@ -61,11 +61,8 @@ class Hub:
     def cached(self, model: str) -> dict[str, str]:
         """Return the commit of each branch and tag whose snapshot is in the cache, in part at least."""
         folder = self._folder(model)
-        refs = {
-            file.relative_to(folder / "refs").as_posix(): file.read_text(encoding="utf-8").strip()
-            for file in sorted((folder / "refs").rglob("*"))
-            if file.is_file()
-        }
+        files = [file for file in sorted((folder / "refs").rglob("*")) if file.is_file()]
+        refs = {file.relative_to(folder / "refs").as_posix(): file.read_text("utf-8").strip() for file in files}
         return {name: commit for name, commit in refs.items() if (folder / "snapshots" / commit).is_dir()}
 
     def fetch(self, model: str, revision: str, *, weights: bool = True) -> Path:

@@ -78,8 +78,7 @@ def load_model(source: Path, reading: Reading, *, head: bool = True) -> nn.Modul
         if source.is_file():
             config = read_config(source, reading)
             state = _lightning_state(source, config, reading.trust_remote_code)
-            kind: Any = AutoModelForCausalLM._model_mapping[type(config)]
-            kind = kind if isinstance(kind, type) else kind[0]
+            kind = AutoModelForCausalLM._model_mapping[type(config)]
             if reading.dtype == "auto":
                 options["dtype"] = next(value.dtype for value in state.values() if value.is_floating_point())
             model, info = kind.from_pretrained(None, config=config, state_dict=state, **options)
