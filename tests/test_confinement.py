@@ -6,7 +6,6 @@ import json
 import os
 from pathlib import Path
 
-import hub_cache
 import pytest
 import tiny
 import torch
@@ -15,8 +14,6 @@ from safetensors.torch import save_file
 from geomcallbacks import GeometryMonitor, read_records, read_spectra
 from geomcallbacks.behaviour import BehaviourMonitor
 from geomcallbacks.cli import main
-from geomcallbacks.trace.checkpoints.find import find_checkpoints
-from geomcallbacks.trace.checkpoints.hub import Hub
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -102,17 +99,6 @@ def test_a_probe_is_found_by_what_it_holds_and_not_by_a_name(
     run.write_text(run.read_text().replace(tiny.probe().fingerprint, fingerprint))
     assert main(["trace", str(run.parent)]) == 2
     assert "which is not kept in its folder" in capfd.readouterr().err
-
-
-def test_a_revision_must_be_one_that_the_hub_lists(tmp_path: Path) -> None:
-    hub_cache.add_revision(tmp_path / "cache", "org/tiny", "main", {"config.json": b"{}"})
-    hub = Hub(tmp_path / "cache")
-    for revision in ("../../outside", "refs/../main", "/etc", "a/../../b"):
-        with pytest.raises(ValueError, match="is not one of the 1 of org/tiny"):
-            find_checkpoints([f"org/tiny@{revision}"], hub)
-    for name in ("../tiny", "a/../b", "..", "org/tiny/../x"):
-        with pytest.raises(ValueError, match=r"is no folder|holds no checkpoints"):
-            find_checkpoints([name], hub)
 
 
 @pytest.mark.parametrize("label", ["../../outside/x", "/etc/x", "con\0", "x" * 400, "<img src=x>"])

@@ -280,13 +280,7 @@ def test_no_secret_of_the_environment_is_left_anywhere(
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
     wandb.teardown()  # it reads the environment once in a process, and other tests have their own
-    texts = [{"text": micro.module_text(seed)} for seed in range(150)]
-    settings = PretrainSettings(
-        output_dir="run", dataset=str(micro.write_jsonl(tmp_path / "texts.jsonl", texts)), vocab_size=300,
-        hidden_size=16, layers=1, updates=4, batch_size=4, seq_length=16, warmup=2, threads=1, probe_rows=24,
-        probe_length=16, positions="4", alpha_first=2, alpha_last=12, accelerator="cpu", wandb="offline",
-    )  # fmt: skip
-    pretrain(settings)
+    pretrain(micro.pretraining(tmp_path / "run", micro.write_texts(tmp_path), updates=4, wandb="offline"))
     wandb.teardown()
     assert main(["trace", "run"]) == 0
     assert main(["report", "run", "--out", "report", "--format", "svg"]) == 0

@@ -1,4 +1,4 @@
-"""The page of a report: its tables, hostile text on it, a browser that opens it; and the command that writes it."""
+"""The page of a report: its tables, hostile text on it; and the command that writes it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ import hashlib
 import math
 import sys
 import xml.etree.ElementTree as ElementTree
-from contextlib import closing
 from pathlib import Path
 from subprocess import run as run_process
 
 import pytest
 import scipy.stats
-from browser import BINARY, Browser
 from run_folders import STEPS, Page, rankme, write_loss, write_run
 
 from geomcallbacks.cli import main
@@ -87,29 +85,6 @@ def test_hostile_text_in_figures_is_drawn_as_it_stands(hostile: Path) -> None:
     for text in (HOSTILE, "$x_{", r"$\frac{$ a$", "名前 α"):
         assert f"<!-- {text}" in said
     assert plain("a\nb\x00$", 3) == "a …"
-
-
-@pytest.mark.skipif(BINARY is None, reason="no Chromium here")
-def test_a_browser_opens_the_page_without_errors_or_requests(hostile: Path, tmp_path: Path) -> None:
-    with closing(Browser(tmp_path / "profile")) as browser:
-        for width in (1280, 390):
-            seen = browser.visit(hostile, width)
-            assert seen.messages == []
-            assert set(seen.requests) == {hostile.as_uri(), "data:image/svg+xml;"}
-            assert seen.width <= width
-            assert seen.images == [True] * 11
-            assert HOSTILE in seen.text
-            assert "Behaviour beside the geometry" in seen.text
-        page = tmp_path / "bad.html"  # whose faults would have been seen
-        page.write_text(
-            '<meta name="viewport" content="width=device-width"><div style="width: 900px">x</div>'
-            '<img src="http://127.0.0.1:9/x.png"><script>throw new Error("broken")</script>'
-        )
-        seen = browser.visit(page, 390)
-        assert seen.width >= 900
-        assert "http://127.0.0.1:9/x.png" in seen.requests
-        assert any("broken" in message for message in seen.messages)
-        assert seen.images == [False]
 
 
 def test_the_command_says_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -122,7 +122,6 @@ def test_one_set_of_choices_needs_no_label(run: Path, questions: Path, tmp_path:
         (["--choices", "{tmp}/torn.json"], "holds no saved choices"),
         (["--choices", "{tmp}/sciq.jsonl", "--intervention", "17"], "asks for 17 directions"),
         (["--device", "foo"], "--device foo cannot be used here"),
-        (["--device", "cuda:97"], "--device cuda:97 cannot be used here"),
         (["--layers", "7"], "layers=7 is not in GPTNeoX"),
     ],
 )
@@ -135,17 +134,3 @@ def test_arguments_that_cannot_be_end_the_command(
     assert traced(run, tmp_path, *(option.format(tmp=tmp_path) for option in options)) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "behaviour.jsonl").exists()
-
-
-@pytest.mark.parametrize(
-    ("model", "words"),
-    [
-        ("no/network", "no/network is no folder here and not in the hub's cache"),
-        ("no/where/here", "is no folder, and no hub name"),
-    ],
-)
-def test_a_model_that_is_none_ends_the_command(
-    tmp_path: Path, model: str, words: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert traced(Path(model), tmp_path) == 2
-    assert words in capsys.readouterr().err

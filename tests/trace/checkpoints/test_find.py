@@ -46,6 +46,8 @@ def test_one_model_stands_at_its_own_steps_and_several_at_their_places() -> None
         (["o/o@step8"], {"revisions": "main"}, "o/o@step8 names its revision itself"),
         (["o/o"], {"tokens_per_update": -5}, "--tokens-per-update -5: give a positive number"),
         (["no/where/here"], {}, "is no folder, and no hub name"),
+        (["o/../o"], {}, "is no folder, and no hub name"),
+        (["o/o@../../outside"], {}, "is not one of the 4 of o/o"),
     ],
 )
 def test_what_names_no_curve_is_refused(models: list[str], options: dict[str, object], message: str) -> None:
