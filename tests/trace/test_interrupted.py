@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,7 @@ from huggingface_hub import constants
 from geomcallbacks import read_records
 from geomcallbacks.cli import main
 from geomcallbacks.metrics import METRIC_NAMES
-from geomcallbacks.trace import ProbeSource, Reading, trace, tracer
-from geomcallbacks.trace.checkpoints.hub import Hub
+from geomcallbacks.trace import Reading, trace, tracer
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {"alpha_window": tiny.WINDOW, "batch_size": 16}
@@ -68,15 +66,14 @@ def test_a_stopped_trace_goes_on_and_a_broken_checkpoint_is_tried_again(
 def test_a_killed_process_loses_and_repeats_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    probe, out, hub = tmp_path / "probe.safetensors", tmp_path / "g.jsonl", tmp_path / "hub"
+    probe, out = tmp_path / "probe.safetensors", tmp_path / "g.jsonl"
     tiny.probe(300, 60).save(probe)  # row by row slow enough to be met in the middle
     for seed in range(7):
-        hub_cache.add_revision(hub, "org/slow", f"step{seed}", hub_cache.model_files(seed))
-    arguments = ["org/slow", "--revisions", "all", "--probe", probe, "--alpha-window", 2, 8, "--out", out]
-    arguments = [*map(str, arguments), "--batch-size", "1", "--device", "cpu"]
-    process = command(*arguments, HF_HUB_CACHE=str(hub))
-    deadline = time.monotonic() + 200
-    while (not out.exists() or not read_records(out)) and time.monotonic() < deadline:
+        tiny.model(seed=seed).save_pretrained(tmp_path / "slow" / f"checkpoint-{seed}")
+    options = ("--probe", probe, "--alpha-window", 2, 8, "--out", out, "--batch-size", 1, "--device", "cpu")
+    arguments = [*map(str, (tmp_path / "slow", *options))]
+    process = command(*arguments)
+    while not out.exists() or not read_records(out):
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
     process.kill()
@@ -91,7 +88,6 @@ def test_a_killed_process_loses_and_repeats_nothing(
             signal.raise_signal(signal.SIGINT)  # as Ctrl-C does
         return measure(plan, model, checkpoint, path)
 
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub))
     kept = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
     with monkeypatch.context() as patched:
         patched.setattr(tracer, "geometry_lines", stopped)
@@ -108,14 +104,9 @@ def test_a_killed_process_loses_and_repeats_nothing(
 
 
 def test_a_moved_run_and_its_checkpoints_folder_go_on(tmp_path: Path) -> None:
-    tiny.probe().save(tmp_path / "probe.safetensors")
     for step in (1, 2):
         tiny.model(seed=step).save_pretrained(tmp_path / "old" / "checkpoints" / f"step-{step}")
-    arguments = {
-        "probes": ProbeSource(str(tmp_path / "probe.safetensors")),
-        "settings": SETTINGS,
-        "reading": Reading(device="cpu"),
-    }
+    arguments = {"probes": tiny.probe(), "settings": SETTINGS, "reading": Reading(device="cpu")}
     assert len(trace(tmp_path / "old", **arguments).measured) == 2
     (tmp_path / "old").rename(tmp_path / "new")
     assert trace(tmp_path / "new", **arguments).before == 2
@@ -147,31 +138,6 @@ def test_two_processes_share_the_checkpoints_and_write_one_file(
     for name in METRIC_NAMES:
         assert [record[name] for record in found] == [record[name] for record in one]
     assert not list(tmp_path.glob(".*"))  # no scratch file is left
-
-
-def test_the_next_checkpoint_is_fetched_while_one_is_measured(
-    read: Reading, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = {name: threading.Event() for name in ("step0", "step8", "step1000")}
-    fetch = Hub.fetch
-
-    def seen(self: Hub, model: str, revision: str, **more: bool) -> Path:
-        asked[revision].set()
-        return fetch(self, model, revision, **more)
-
-    ahead: list[bool] = []
-    following = iter(["step8", "step1000"])
-
-    def measure(model: torch.nn.Module) -> dict[str, float]:
-        name = next(following, None)
-        if name is not None:
-            ahead.append(asked[name].wait(30))
-        return {"one": 1.0}
-
-    monkeypatch.setattr(Hub, "fetch", seen)
-    arguments = {"settings": SETTINGS, "out": tmp_path / "g.jsonl", "reading": read, "measures": {"wait": measure}}
-    trace("org/neox", revisions="all", probes=tiny.probe(), **arguments)
-    assert ahead == [True, True]
 
 
 @pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])

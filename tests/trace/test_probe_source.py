@@ -68,15 +68,14 @@ def test_wrong_probes_are_refused_with_a_remedy(source: ProbeSource, changed: di
 
 
 @pytest.mark.parametrize(
-    ("rows", "message"),
+    ("name", "content", "message"),
     [
-        ('{"text": "w1 w2"}\n{"text": 5}', r"line 2: column 'text' \(--probe-column\) holds a int, not a text"),
-        ('{"text": "w1"}\n{torn', "line 2 is no JSON"),
-        (pd.DataFrame({"text": [1, 2]}), r"row 1: column 'text' .* holds a int"),
+        ("t.jsonl", b'{"text": "w1 w2"}\n{"text": 5}', r"line 2: column 'text' \(--probe-column\) holds a int, not a"),
+        ("t.jsonl", b'{"text": "w1"}\n{torn', "line 2 is no JSON"),
+        ("t.parquet", pd.DataFrame({"text": [1, 2]}).to_parquet(), r"row 1: column 'text' .* holds a int"),
     ],
 )
-def test_a_row_that_is_no_text_is_named(tmp_path: Path, rows: Any, message: str) -> None:
-    file = tmp_path / ("t.jsonl" if isinstance(rows, str) else "t.parquet")
-    file.write_bytes(rows.encode() if isinstance(rows, str) else rows.to_parquet())
+def test_a_row_that_is_no_text_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        ProbeSource(str(file), rows=80, length=40).build(tiny.tokenizer())
+        ProbeSource(str(tmp_path / name), rows=80, length=40).build(tiny.tokenizer())

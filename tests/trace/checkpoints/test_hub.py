@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import hub_cache
@@ -9,6 +10,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
+from geomcallbacks.trace.checkpoints.checkpoint import Checkpoint
+from geomcallbacks.trace.checkpoints.fetching import fetch_ahead
 from geomcallbacks.trace.checkpoints.find import find_checkpoints
 from geomcallbacks.trace.checkpoints.hub import Hub
 
@@ -74,3 +77,18 @@ def test_a_fetch_that_broke_off_is_evicted(tmp_path: Path, monkeypatch: pytest.M
     assert len(list(snapshots.iterdir())) == 3
     hub.evict()
     assert {each.name for each in snapshots.iterdir()} == {hub_cache.commit_of("org/x", f"step{k}") for k in (1, 3)}
+
+
+def test_the_next_checkpoint_is_fetched_while_one_is_measured(tmp_path: Path) -> None:
+    asked = [threading.Event() for _ in range(3)]
+
+    class Listening(Hub):
+        def fetch(self, model: str, revision: str, *, weights: bool = True) -> Path:
+            asked[int(revision)].set()
+            return Path(revision)
+
+    curve = [Checkpoint("org/x", str(step), step) for step in range(3)]
+    for checkpoint, fetched in fetch_ahead(curve, Listening(tmp_path), evict=False):
+        assert fetched.result() == Path(checkpoint.revision)
+        assert all(event.wait(30) for event in asked[: checkpoint.step + 2])
+        assert not any(event.is_set() for event in asked[checkpoint.step + 2 :])
