@@ -22,11 +22,10 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:
-    """A folder of another: a spectrum and a probe that must not be read, and a text that must not be written."""
+    """A folder of another: a spectrum that must not be read, and a text that must not be written."""
     folder = tmp_path / "outside"
     folder.mkdir()
     save_file({"0": torch.arange(9.0, 0.0, -1.0)}, folder / "s.safetensors")
-    tiny.probe(seed=9).save(folder / "probe.safetensors")
     (folder / "victim").write_text("mine")
     return folder
 
@@ -90,15 +89,6 @@ def test_a_trace_is_not_written_through_links(outside: Path, run: Path, capfd: p
     assert main(["trace", str(folder)]) == 0
     assert len(read_records(folder / "geometry-trace.jsonl")) == 1
     assert files(outside) == before
-
-
-@pytest.mark.parametrize("fingerprint", ["../../outside/probe", "*"])
-def test_a_probe_is_found_by_what_it_holds_and_not_by_a_name(
-    fingerprint: str, outside: Path, run: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    run.write_text(run.read_text().replace(tiny.probe().fingerprint, fingerprint))
-    assert main(["trace", str(run.parent)]) == 2
-    assert "which is not kept in its folder" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("label", ["../../outside/x", "/etc/x", "con\0", "x" * 400, "<img src=x>"])

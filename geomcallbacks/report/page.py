@@ -126,9 +126,7 @@ def _phases(run: Run) -> Iterator[list[str]]:
 
 def _behaviour(run: Run) -> Iterator[list[str]]:
     """The course of each number of behaviour, and its rank correlation with the geometry."""
-    for key in run.keys:
-        if key.startswith("intervention"):
-            continue
+    for key in (key for key in run.keys if not key.startswith("intervention")):
         points = run.number(key)
         top = max(points, key=lambda point: point.value)
         course = [f"{points[0].value:.4g}", f"{top.value:.4g} at {top.step:,}", f"{points[-1].value:.4g}"]

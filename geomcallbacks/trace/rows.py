@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from geomcallbacks.trace.checkpoints.loading import refusal
+
 
 def jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Give the number of each line that is not empty, and its object.
@@ -55,6 +57,5 @@ def hub_rows(name: str, config: str | None = None, **options: Any) -> Any:
     try:
         return datasets.load_dataset(name, config, **options)
     except Exception as error:
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0][:160]}"
-        text = f"no file here, and as a hub data set it cannot be read ({reason})"
+        text = f"no file here, and as a hub data set it cannot be read ({refusal(error)})"
         raise ValueError(f"{text}: without a network, give a file") from error

@@ -9,7 +9,7 @@ import pytest
 
 from geomcallbacks import read_records
 from geomcallbacks.trace.checkpoints.checkpoint import Checkpoint
-from geomcallbacks.trace.file import TraceFile, behaviour_out, default_out
+from geomcallbacks.trace.file import TraceFile, behaviour_out, default_out, path_from
 
 HEADER: dict[str, Any] = {"trace": {"models": ["m"]}, "settings": {"layers": -1}, "probes": {}, "versions": {}}
 CURVE = [Checkpoint("m", f"step{step}", step) for step in (1, 2)]
@@ -76,5 +76,7 @@ def test_default_names(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     for folder in (tmp_path, tmp_path / "checkpoints"):
         assert default_out([str(folder)]) == tmp_path / "geometry-trace.jsonl"
+        assert path_from(str(folder), tmp_path / "g.jsonl") == "."  # one curve, also where both are moved
+    assert path_from("org/x", tmp_path / "g.jsonl") == "org/x"
     assert behaviour_out(Path("r/pythia-geometry.jsonl")) == Path("r/pythia-behaviour.jsonl")
     assert behaviour_out(Path("r/mine.jsonl")) == Path("r/mine-behaviour.jsonl")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -40,27 +39,26 @@ def command(*arguments: object, **environment: str) -> subprocess.Popen[str]:
 def test_a_stopped_trace_goes_on_and_a_broken_checkpoint_is_tried_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for revision, seed in (("step0", 0), ("step8", 1), ("step64", 2)):
-        hub_cache.add_revision(tmp_path, "org/x", revision, hub_cache.model_files(seed))
-    broken = hub_cache.snapshots(tmp_path, "org/x") / hub_cache.commit_of("org/x", "step8") / "model.safetensors"
+    for step in (0, 8, 64):
+        tiny.model(seed=step).save_pretrained(tmp_path / f"checkpoint-{step}")
+    broken, out = tmp_path / "checkpoint-8" / "model.safetensors", tmp_path / "geometry-trace.jsonl"
     whole = broken.read_bytes()
-    broken.resolve().write_bytes(whole[: len(whole) // 2])
-    out = tmp_path / "x-geometry.jsonl"
-    arguments = {"probes": tiny.probe(), "settings": SETTINGS, "out": out, "reading": Reading(cache_dir=str(tmp_path))}
-    summary = trace("org/x", revisions="step0,step8,step64", **arguments)
-    assert (summary.exit_status, list(summary.failed)) == (1, ["org/x@step8"])
-    assert "org/x@step8 was not measured (SafetensorError" in capsys.readouterr().err
+    broken.write_bytes(whole[: len(whole) // 2])
+    arguments = {"probes": tiny.probe(), "settings": SETTINGS, "reading": Reading(device="cpu")}
+    summary = trace(tmp_path, **arguments)
+    assert (summary.exit_status, len(summary.failed), summary.path) == (1, 1, out)
+    assert "@checkpoint-8 was not measured (SafetensorError" in capsys.readouterr().err
     kept = out.read_text().splitlines()
     kinds = [(line["kind"], line.get("step")) for line in map(json.loads, kept)]
     assert kinds == [("header", None), ("record", 0), ("skip", 8), ("record", 64)]
 
-    broken.resolve().write_bytes(whole)
-    again = trace("org/x", revisions="all", **arguments)
-    assert (again.measured, again.before, again.exit_status) == (["org/x@step8"], 2, 0)
+    broken.write_bytes(whole)
+    again = trace(tmp_path, **arguments)
+    assert (again.measured, again.before, again.exit_status) == ([f"{tmp_path.name}@checkpoint-8"], 2, 0)
     now = out.read_text().splitlines()
     assert [now[0], now[1], now[3]] == [kept[0], kept[1], kept[3]]  # measured once, untouched since
     assert [record["step"] for record in read_records(out)] == [0, 8, 64]
-    assert trace("org/x", revisions="all", **arguments).measured == []
+    assert trace(tmp_path, **arguments).measured == []
 
 
 def test_a_killed_process_loses_and_repeats_nothing(
@@ -85,14 +83,12 @@ def test_a_killed_process_loses_and_repeats_nothing(
 
     def stopped(plan: Any, model: torch.nn.Module, checkpoint: Any, path: Path) -> Any:
         if checkpoint.step > len(seen):
-            signal.raise_signal(signal.SIGINT)  # as Ctrl-C does
+            raise KeyboardInterrupt
         return measure(plan, model, checkpoint, path)
 
-    kept = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
     with monkeypatch.context() as patched:
         patched.setattr(tracer, "geometry_lines", stopped)
         assert main(["trace", *arguments]) == 130
-    signal.signal(signal.SIGINT, kept)
     assert "the same command goes on" in capsys.readouterr().err
     again = read_records(out)
     assert again[: len(seen)] == seen
@@ -101,16 +97,6 @@ def test_a_killed_process_loses_and_repeats_nothing(
     assert f"{6 - len(seen)} measured, {len(again)} before" in capsys.readouterr().out
     assert [record["step"] for record in read_records(out)] == list(range(7))
     assert read_records(out)[: len(again)] == again
-
-
-def test_a_moved_run_and_its_checkpoints_folder_go_on(tmp_path: Path) -> None:
-    for step in (1, 2):
-        tiny.model(seed=step).save_pretrained(tmp_path / "old" / "checkpoints" / f"step-{step}")
-    arguments = {"probes": tiny.probe(), "settings": SETTINGS, "reading": Reading(device="cpu")}
-    assert len(trace(tmp_path / "old", **arguments).measured) == 2
-    (tmp_path / "old").rename(tmp_path / "new")
-    assert trace(tmp_path / "new", **arguments).before == 2
-    assert trace(tmp_path / "new" / "checkpoints", **arguments).before == 2
 
 
 def test_two_processes_share_the_checkpoints_and_write_one_file(

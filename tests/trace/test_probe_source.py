@@ -54,7 +54,6 @@ def test_probes_have_labels() -> None:
     ("changed", "message"),
     [
         ({"source": "missing.jsonl"}, "--probe missing.jsonl: there is no such file"),
-        ({"source": "missing.safetensors"}, "there is no such file"),
         ({"column": "body"}, r"line 1 has no column 'body' \(--probe-column\), but \['text'\]"),
         ({"rows": 101}, "--probe .* with --probe-rows 101: size=101, but only 100 of 100 texts"),
         ({"length": 16}, "min_length=32 and max_length=16 leave no text"),

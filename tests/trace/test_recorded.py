@@ -69,6 +69,7 @@ def test_a_probe_that_was_not_kept_must_be_given(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"measured on probe 'probe' \(\w{16}\), which is not kept.*--probe"):
         trace(run, reading=CPU)
     assert not trace(run, probes=kept, reading=CPU, out=run / "given.jsonl").failed
+    tiny.probe(seed=9).save(run / f"{kept.fingerprint}.safetensors")  # found by what it holds, not by its name
     kept.save(run / "any name.safetensors")
     assert not trace(run, reading=CPU).failed
     assert values(run / "geometry-trace.jsonl") == values(run / "given.jsonl") == values(run / "geometry.jsonl")
