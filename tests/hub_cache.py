@@ -16,13 +16,12 @@ import tiny
 from transformers import PreTrainedModel
 
 
-def model_files(seed: int, tokenizer: bool = True) -> dict[str, bytes]:
+def model_files(seed: int) -> dict[str, bytes]:
     """The files of a tiny model's revision."""
     folder = Path(tempfile.mkdtemp())
     model: PreTrainedModel = tiny.model(seed=seed)
     model.save_pretrained(folder)
-    if tokenizer:
-        tiny.tokenizer().save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
     files = {file.name: file.read_bytes() for file in folder.iterdir()}
     shutil.rmtree(folder)
     return files

@@ -45,6 +45,3 @@ def test_phases_take_the_latest_start_in_the_folder_of_a_run(
     out = capsys.readouterr().out
     assert "compression-seeking" in out
     assert "warm-up" not in out
-    (tmp_path / "empty").mkdir()
-    assert main(["phases", str(tmp_path / "empty")]) == 2
-    assert "holds no geometry.jsonl" in capsys.readouterr().err

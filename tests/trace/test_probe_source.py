@@ -16,17 +16,19 @@ from geomcallbacks.trace import ProbeSource
 from geomcallbacks.trace.probe_source import labelled
 
 
-def test_files_of_all_kinds_give_the_same_probe(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_all_kinds_give_the_same_probe(
+    source: ProbeSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     pd.DataFrame({"body": tiny.texts(100)}).to_parquet(tmp_path / "t.parquet")
-    ours = ProbeSource(str(texts), rows=50, length=40).build(tiny.tokenizer())
-    assert (ours.input_ids_nt[0, 0], len(ours)) == (1, 50)  # BOS, as the tokenizer adds it
+    ours = source.build(tiny.tokenizer())
+    assert (ours.input_ids_nt[0, 0], len(ours)) == (1, 80)  # BOS, as the tokenizer adds it
     ours.save(tmp_path / "p.safetensors")
-    for name, column in (("t.parquet", "body"), (str(texts.parent), "text"), ("p.safetensors", "text")):
-        other = ProbeSource(str(tmp_path / name), rows=50, length=40, column=column)
+    for name, column in (("t.parquet", "body"), ("texts", "text"), ("p.safetensors", "text")):
+        other = dataclasses.replace(source, source=str(tmp_path / name), column=column)
         assert other.build(tiny.tokenizer()).fingerprint == ours.fingerprint, name
     (tmp_path / "t.txt").write_text("\n".join(tiny.texts(40)))
     assert len(ProbeSource(str(tmp_path / "t.txt"), rows=10, length=40).build(tiny.tokenizer())) == 10

@@ -31,6 +31,7 @@ def values(record: dict[str, Any]) -> list[float]:
 
 def save(folder: Path, seed: int = 0) -> Path:
     tiny.model(seed=seed).save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
     return folder
 
 
@@ -58,17 +59,18 @@ def test_live_equals_traced(tmp_path: Path, changed: dict[str, Any]) -> None:
 
 
 def test_revisions_of_the_cache_are_measured_as_an_independent_reference_does(
-    cache: Path, read: Reading, tmp_path: Path, source: ProbeSource
+    tmp_path: Path, source: ProbeSource
 ) -> None:
-    out = tmp_path / "neox.jsonl"
-    summary = trace("org/neox", revisions="all", probes=source, settings=SETTINGS, out=out, reading=read)
-    assert summary.measured == ["org/neox@step0", "org/neox@step8", "org/neox@step1000"]
+    add = lambda step: hub_cache.add_revision(tmp_path, "org/x", f"step{step}", hub_cache.model_files(step))
+    folders = {step: add(step) for step in (0, 8, 1000)}
+    out, reading = tmp_path / "x.jsonl", Reading(cache_dir=str(tmp_path), device="cpu")
+    summary = trace("org/x", revisions="all", probes=source, settings=SETTINGS, out=out, reading=reading)
+    assert summary.measured == ["org/x@step0", "org/x@step8", "org/x@step1000"]
     records = read_records(out)
     probe = source.build(tiny.tokenizer())
     assert {(r["precision"], r["fingerprint"]) for r in records} == {("fp32", probe.fingerprint)}
-    for record, step in zip(records, (0, 8, 1000), strict=True):
-        assert (record["model"], record["revision"], record["step"]) == ("org/neox", f"step{step}", step)
-        folder = hub_cache.snapshots(cache, "org/neox") / hub_cache.commit_of("org/neox", f"step{step}")
+    for record, (step, folder) in zip(records, folders.items(), strict=True):
+        assert (record["model"], record["revision"], record["step"]) == ("org/x", f"step{step}", step)
         model = AutoModelForCausalLM.from_pretrained(folder).eval()
         with torch.no_grad():
             rows = [
@@ -116,22 +118,18 @@ def test_what_is_torn_or_not_finite_is_no_measurement(tmp_path: Path) -> None:
     assert values(records[-1]) == [live[0].metrics[name] for name in METRIC_NAMES]
 
 
-def test_a_model_without_a_tokenizer_is_told_how_to_get_one(
-    cache: Path, read: Reading, tmp_path: Path, source: ProbeSource
-) -> None:
-    arguments = {"probes": source, "settings": SETTINGS, "out": tmp_path / "m.jsonl"}
+def test_a_model_without_a_tokenizer_is_told_how_to_get_one(tmp_path: Path, source: ProbeSource) -> None:
+    tiny.model().save_pretrained(tmp_path / "mute")
     with pytest.raises(ValueError, match=r"has no tokenizer: give one with --tokenizer FOLDER"):
-        trace("org/mute", reading=read, **arguments)
-    tiny.tokenizer().save_pretrained(tmp_path / "words")
-    given = Reading(cache_dir=str(cache), tokenizer=str(tmp_path / "words"))
-    assert trace("org/mute", reading=given, **arguments).measured == ["org/mute@main"]
-    trace("org/mute", reading=read, **(arguments | {"probes": tiny.probe(), "out": tmp_path / "n.jsonl"}))  # needs none
+        trace(tmp_path / "mute", probes=source, settings=SETTINGS, reading=CPU)
+    given = Reading(device="cpu", tokenizer=str(save(tmp_path / "words")))
+    assert trace(tmp_path / "mute", probes=source, settings=SETTINGS, reading=given).measured == ["mute@mute"]
 
 
 def test_a_probe_in_another_vocabulary_is_refused(tmp_path: Path, source: ProbeSource) -> None:
     # A later checkpoint whose tokens of the same numbers are other words: the same size hides it from a look at ids.
     for step in (1, 2):
-        tiny.tokenizer().save_pretrained(save(tmp_path / "two" / "checkpoints" / f"step-{step}", step))
+        save(tmp_path / "two" / "checkpoints" / f"step-{step}", step)
     file = tmp_path / "two" / "checkpoints" / "step-2" / "tokenizer.json"
     file.write_text(file.read_text().replace('"w7"', '"seven"'))
     summary = trace(tmp_path / "two", probes=source, settings=SETTINGS, reading=CPU)
@@ -144,10 +142,11 @@ def norm(model: torch.nn.Module) -> dict[str, float]:
     return {"embedding": float(model.get_input_embeddings().weight.detach().double().norm())}  # type: ignore[operator]
 
 
-def test_behaviour_is_measured_beside_geometry_and_goes_on_by_itself(read: Reading, tmp_path: Path) -> None:
-    out = tmp_path / "x-geometry.jsonl"
-    first = {"revisions": "all", "probes": tiny.probe(), "settings": SETTINGS, "out": out, "reading": read}
-    trace("org/neox", **(first | {"revisions": "step0"}))
+def test_behaviour_is_measured_beside_geometry_and_goes_on_by_itself(tmp_path: Path) -> None:
+    for step in (0, 8, 1000):
+        save(tmp_path / f"checkpoint-{step}", step)
+    arguments = {"probes": tiny.probe(), "settings": SETTINGS, "reading": CPU}
+    trace(tmp_path, revisions="checkpoint-0", **arguments)
     made: list[Any] = []
 
     def measures(tokenizer: Any, probes: Mapping[str, ProbeSet], settings: Any) -> dict[str, Any]:
@@ -155,13 +154,12 @@ def test_behaviour_is_measured_beside_geometry_and_goes_on_by_itself(read: Readi
         made.append(tokenizer)
         return {"norm": norm}
 
-    summary = trace("org/neox", measures=measures, **first)
-    assert summary.behaviour == tmp_path / "x-behaviour.jsonl"
-    assert summary.before == 0  # step0 lacked its behaviour
+    summary = trace(tmp_path, measures=measures, **arguments)
+    assert summary.before == 0  # checkpoint-0 lacked its behaviour
     assert made[0].convert_ids_to_tokens(4) == "w0"
-    found = read_records(tmp_path / "x-behaviour.jsonl")
-    expected = [float(tiny.model(seed=seed).get_input_embeddings().weight.double().norm()) for seed in range(3)]
+    found = read_records(tmp_path / "behaviour-trace.jsonl")
+    expected = [float(tiny.model(seed=n).get_input_embeddings().weight.double().norm()) for n in (0, 8, 1000)]
     assert [record["norm/embedding"] for record in found] == pytest.approx(expected, rel=1e-12)
-    assert [(r["step"], r["revision"]) for r in found] == [(n, f"step{n}") for n in (0, 8, 1000)]
-    assert len(read_records(out)) == 3
-    assert trace("org/neox", measures=measures, **first).before == 3
+    assert [(r["step"], r["revision"]) for r in found] == [(n, f"checkpoint-{n}") for n in (0, 8, 1000)]
+    assert len(read_records(tmp_path / "geometry-trace.jsonl")) == 3
+    assert trace(tmp_path, measures=measures, **arguments).before == 3

@@ -73,9 +73,7 @@ def test_folders_of_all_kinds_are_listed(tmp_path: Path) -> None:
         assert one == [Checkpoint("one", "one", 0, None, tmp_path / "one")]
     with pytest.raises(ValueError, match="revision 'nonsense' is not one of the 1 of"):
         find_checkpoints([str(tmp_path / "one")], Listed(), "nonsense")
-    with pytest.raises(
-        ValueError, match=r"empty holds no checkpoints: none of checkpoint-N.*give the folder that does"
-    ):
+    with pytest.raises(ValueError, match=r"empty holds no checkpoints: none of .*give the folder that does"):
         find_checkpoints([str(tmp_path / "empty")], Listed())
     (tmp_path / "weights.bin").write_bytes(b"x")
     with pytest.raises(ValueError, match=r"is a file: give the folder of a model, or a Lightning checkpoint"):

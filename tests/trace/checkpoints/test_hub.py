@@ -25,9 +25,7 @@ def test_the_cache_is_listed_without_a_network(tmp_path: Path) -> None:
     remedy = r"org/tiny@step9 is .*not in the hub's cache.*hf download org/tiny --revision step9.*HF_HUB_OFFLINE"
     with pytest.raises(ValueError, match=remedy):
         hub.fetch("org/tiny", "step9")
-    with pytest.raises(
-        ValueError, match=r"org/other is no folder here and not in the hub's cache.*download org/other`"
-    ):
+    with pytest.raises(ValueError, match=r"org/other is .*not in the hub's cache.*download org/other`"):
         hub.revisions("org/other")
     hub.evict()
     assert sorted(hub.cached("org/tiny")) == ["main", "step1000", "step8"]  # nothing of it was fetched here
@@ -48,9 +46,7 @@ def test_a_shortened_list_of_revisions_is_announced(tmp_path: Path, monkeypatch:
     hub_cache.add_revision(tmp_path, "org/olmo", "stage1-step10-tokens1B", {"config.json": b"{}"})
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_refs", unreachable)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    with pytest.warns(
-        UserWarning, match=r"cannot be reached .*no route.*only the 1 revisions of org/olmo in the cache"
-    ):
+    with pytest.warns(UserWarning, match=r"cannot be reached .*no route.*only the 1 revisions of org/olmo"):
         find_checkpoints(["org/olmo"], Hub(tmp_path), "stage1-step10-tokens1B")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # the user knows
     assert [each.step for each in find_checkpoints(["org/olmo"], Hub(tmp_path), "all")] == [10]
