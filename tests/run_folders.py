@@ -5,14 +5,16 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from collections.abc import Iterable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tiny
 import torch
 
-from geomcallbacks import GeometryRecord
+from geomcallbacks import GeometryMonitor, GeometryRecord
 from geomcallbacks.running.writer import RecordWriter, record_lines
 
 STEPS = [0, *(round(10 ** (k / 6)) for k in range(3, 22))]
@@ -57,6 +59,18 @@ def write_run(
             beside.write({"step": step, "seconds": 0.1} | {k: v * math.log10(10 + step) for k, v in numbers.items()})
         beside.close()
     return folder / name
+
+
+def live(folder: Path, steps: Iterable[int] = (0, 1), **more: Any) -> Path:
+    """A run's folder with the records of a monitor and a checkpoint at each step."""
+    settings = {"alpha_window": tiny.WINDOW, "on_error": "raise"} | more
+    monitor = GeometryMonitor(tiny.probe(), path=folder / "geometry.jsonl", **settings)
+    for step in steps:
+        model = tiny.model(seed=step)
+        monitor.measure(model, step)
+        model.save_pretrained(folder / f"checkpoint-{step}")
+    monitor.close()
+    return folder
 
 
 def write_loss(folder: Path, steps: list[int], shift: float = 0.0) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from run_folders import live
 from safetensors.torch import save_file
 
 from geomcallbacks import GeometryMonitor, read_records, read_spectra
@@ -32,14 +33,8 @@ def outside(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """The record file of a run of seven measurements, with a checkpoint beside it."""
-    path = tmp_path / "run" / "geometry.jsonl"
-    monitor = GeometryMonitor(tiny.probe(), alpha_window=tiny.WINDOW, path=path)
-    for step in range(7):
-        monitor.measure(tiny.model(seed=step), step)
-    monitor.close()
-    tiny.model().save_pretrained(path.parent / "checkpoint-3")
-    return path
+    """The record file of a run of seven measurements, with their checkpoints beside it."""
+    return live(tmp_path / "run", range(7)) / "geometry.jsonl"
 
 
 def test_no_spectrum_is_read_from_outside_the_folder_of_the_records(outside: Path, run: Path) -> None:
@@ -87,7 +82,7 @@ def test_a_trace_is_not_written_through_links(outside: Path, run: Path, capfd: p
     assert "geometry-trace-spectra is a link" in capfd.readouterr().err
     (folder / "geometry-trace-spectra").unlink()
     assert main(["trace", str(folder)]) == 0
-    assert len(read_records(folder / "geometry-trace.jsonl")) == 1
+    assert len(read_records(folder / "geometry-trace.jsonl")) == 7
     assert files(outside) == before
 
 

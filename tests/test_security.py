@@ -18,6 +18,7 @@ import pytest
 import tiny
 import torch
 import wandb
+from hub_cache import save_model
 from pretrain import PretrainSettings, read_tokenizer
 from pretrain import main as pretrain
 from text.corpus import Corpus, open_dataset
@@ -39,9 +40,7 @@ def mark(tmp_path: Path) -> Path:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A folder with a model and a tokenizer."""
-    tiny.model().save_pretrained(tmp_path / "run")
-    tiny.tokenizer().save_pretrained(tmp_path / "run")
-    return tmp_path / "run"
+    return save_model(tmp_path / "run")
 
 
 def traced(source: Path, probe: Path | None = None) -> int:
@@ -60,6 +59,7 @@ NAMES += " dill joblib cloudpickle shelve"
 BAD = [
     "pickle.load(f)", "torch.load(f)", "torch.load(f, weights_only=False)", "yaml.load(f)", "eval(x)", "os.system(x)",
     "subprocess.run(x, shell=True)", "torch.save(x, f)", "np.load(f, allow_pickle=True)", "import dill",
+    "from pickle import loads",
     "trainer.fit(model, ckpt_path=x)", "dist.all_gather_object(a, b)", "AutoTokenizer.from_pretrained(x)",
     "AutoConfig.from_pretrained(x, trust_remote_code=True)", "from accelerate.utils import gather_object",
 ]  # fmt: skip
@@ -70,7 +70,8 @@ def findings(folder: Path) -> Iterator[str]:
     for file in sorted(folder.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             names = {getattr(node, "id", ""), getattr(node, "attr", "")} | {a.name for a in getattr(node, "names", ())}
-            if names & set(NAMES.split()):
+            hides = isinstance(node, ast.ImportFrom) and node.module in ("pickle", "marshal")
+            if hides or names & set(NAMES.split()):
                 yield f"{file}: {names}"
             if not isinstance(node, ast.Call):
                 continue

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import tiny
+from hub_cache import save_model
+from run_folders import live
 from transformers import AutoModelForCausalLM
 
-from geomcallbacks import GeometryMonitor, ProbeSet, read_records
+from geomcallbacks import ProbeSet, read_records
 from geomcallbacks.behaviour import ChoiceAccuracy, Choices, Completions, Memorisation, NgramScores
 from geomcallbacks.behaviour.intervention import KINDS, SpectralIntervention
 from geomcallbacks.cli import main
@@ -24,8 +26,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Trainer's folder with two checkpoints."""
     folder = tmp_path_factory.mktemp("run")
     for step in (10, 20):
-        tiny.model(seed=step).save_pretrained(folder / f"checkpoint-{step}")
-        tiny.tokenizer().save_pretrained(folder / f"checkpoint-{step}")
+        save_model(folder / f"checkpoint-{step}", step)
     return folder
 
 
@@ -73,9 +74,7 @@ def test_the_command_line_gives_probes_and_settings(tmp_path: Path) -> None:
 
 
 def test_the_probe_of_a_run_is_not_replaced_by_the_way(tmp_path: Path) -> None:
-    monitor = GeometryMonitor(tiny.probe(), alpha_window=tiny.WINDOW, path=tmp_path / "geometry.jsonl")
-    monitor.measure(tiny.model(), 0)
-    monitor.close()
+    live(tmp_path, [0])
     with pytest.raises(ValueError, match=r"--probe-rows, --probe-column: .* is read with the probe of its run"):
         probes_of(parse(tmp_path, "--probe-rows", 9, "--probe-column", "body"))
     assert probes_of(parse(tmp_path, "--probe-rows", 9, "--probe", "offline")) == {"probe": ProbeSource(rows=9)}

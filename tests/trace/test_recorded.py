@@ -9,26 +9,15 @@ from typing import Any
 
 import pytest
 import tiny
+from run_folders import live
 
-from geomcallbacks import GeometryMonitor, read_records
+from geomcallbacks import read_records
 from geomcallbacks.cli import main
 from geomcallbacks.metrics import METRIC_NAMES
 from geomcallbacks.trace import Reading, trace
 from geomcallbacks.trace.recorded import Recorded, read_recorded
 
 CPU = Reading(device="cpu")
-
-
-def live(folder: Path, steps: tuple[int, ...] = (0, 1), **more: Any) -> Path:
-    """A run's folder with records and checkpoints."""
-    settings = {"alpha_window": tiny.WINDOW, "on_error": "raise"} | more
-    monitor = GeometryMonitor(tiny.probe(), path=folder / "geometry.jsonl", **settings)
-    for step in steps:
-        model = tiny.model(seed=step)
-        monitor.measure(model, step)
-        model.save_pretrained(folder / f"checkpoint-{step}")
-    monitor.close()
-    return folder
 
 
 def values(path: Path) -> list[list[float]]:

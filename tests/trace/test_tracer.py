@@ -13,6 +13,7 @@ import pytest
 import reference
 import tiny
 import torch
+from hub_cache import save_model
 from pretrain import main as pretrain
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -27,12 +28,6 @@ CPU = Reading(device="cpu")
 
 def values(record: dict[str, Any]) -> list[float]:
     return [record[name] for name in METRIC_NAMES]
-
-
-def save(folder: Path, seed: int = 0) -> Path:
-    tiny.model(seed=seed).save_pretrained(folder)
-    tiny.tokenizer().save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.parametrize(
@@ -82,7 +77,7 @@ def test_revisions_of_the_cache_are_measured_as_an_independent_reference_does(
 
 
 def test_several_models_are_one_curve_and_one_that_does_not_fit_is_passed_over(tmp_path: Path) -> None:
-    models = [save(tmp_path / name / "final", seed) for seed, name in enumerate(("sft", "b", "dpo"))]
+    models = [save_model(tmp_path / name / "final", seed) for seed, name in enumerate(("sft", "b", "dpo"))]
     config = AutoConfig.from_pretrained(models[1], hidden_size=8)
     AutoModelForCausalLM.from_config(config).save_pretrained(models[1])
     probes, settings = {"a": tiny.probe(), "b": tiny.probe(70, 16)}, {"alpha_window": (2, 12)}
@@ -122,14 +117,14 @@ def test_a_model_without_a_tokenizer_is_told_how_to_get_one(tmp_path: Path, sour
     tiny.model().save_pretrained(tmp_path / "mute")
     with pytest.raises(ValueError, match=r"has no tokenizer: give one with --tokenizer FOLDER"):
         trace(tmp_path / "mute", probes=source, settings=SETTINGS, reading=CPU)
-    given = Reading(device="cpu", tokenizer=str(save(tmp_path / "words")))
+    given = Reading(device="cpu", tokenizer=str(save_model(tmp_path / "words")))
     assert trace(tmp_path / "mute", probes=source, settings=SETTINGS, reading=given).measured == ["mute@mute"]
 
 
 def test_a_probe_in_another_vocabulary_is_refused(tmp_path: Path, source: ProbeSource) -> None:
     # A later checkpoint whose tokens of the same numbers are other words: the same size hides it from a look at ids.
     for step in (1, 2):
-        save(tmp_path / "two" / "checkpoints" / f"step-{step}", step)
+        save_model(tmp_path / "two" / "checkpoints" / f"step-{step}", step)
     file = tmp_path / "two" / "checkpoints" / "step-2" / "tokenizer.json"
     file.write_text(file.read_text().replace('"w7"', '"seven"'))
     summary = trace(tmp_path / "two", probes=source, settings=SETTINGS, reading=CPU)
@@ -144,7 +139,7 @@ def norm(model: torch.nn.Module) -> dict[str, float]:
 
 def test_behaviour_is_measured_beside_geometry_and_goes_on_by_itself(tmp_path: Path) -> None:
     for step in (0, 8, 1000):
-        save(tmp_path / f"checkpoint-{step}", step)
+        save_model(tmp_path / f"checkpoint-{step}", step)
     arguments = {"probes": tiny.probe(), "settings": SETTINGS, "reading": CPU}
     trace(tmp_path, revisions="checkpoint-0", **arguments)
     made: list[Any] = []
