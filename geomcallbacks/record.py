@@ -106,11 +106,10 @@ def record_file(path: str | Path) -> Path:
     path = Path(path)
     if path.is_file():
         return path
-    if not path.is_dir():
-        raise FileNotFoundError(f"{path} does not exist: give the geometry.jsonl of a run, or its folder")
     if files := record_files(path):
         return files[-1]
-    raise FileNotFoundError(f"{path} holds no geometry.jsonl: give the record file of a run")
+    wrong = "holds no geometry.jsonl" if path.is_dir() else "does not exist"
+    raise FileNotFoundError(f"{path} {wrong}: give the geometry.jsonl of a run, or its folder")
 
 
 def probes_folder(path: Path) -> Path:

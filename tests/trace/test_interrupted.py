@@ -15,6 +15,7 @@ import pytest
 import tiny
 import torch
 from huggingface_hub import constants
+from run_folders import live
 
 from geomcallbacks import read_records
 from geomcallbacks.cli import main
@@ -22,30 +23,25 @@ from geomcallbacks.metrics import METRIC_NAMES
 from geomcallbacks.trace import Reading, trace, tracer
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = {"alpha_window": tiny.WINDOW, "batch_size": 16}
+CPU = Reading(device="cpu")
 
 
 def command(*arguments: object, **environment: str) -> subprocess.Popen[str]:
     """The command line in a process of its own."""
-    own = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    env = {key: value for key, value in os.environ.items() if key not in own}
-    env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", "geomcallbacks", "trace", *map(str, arguments)],
-        env=env | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=ROOT, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
 def test_a_stopped_trace_goes_on_and_a_broken_checkpoint_is_tried_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for step in (0, 8, 64):
-        tiny.model(seed=step).save_pretrained(tmp_path / f"checkpoint-{step}")
-    broken, out = tmp_path / "checkpoint-8" / "model.safetensors", tmp_path / "geometry-trace.jsonl"
+    run = live(tmp_path, (0, 8, 64))
+    broken, out = run / "checkpoint-8" / "model.safetensors", run / "geometry-trace.jsonl"
     whole = broken.read_bytes()
     broken.write_bytes(whole[: len(whole) // 2])
-    arguments = {"probes": tiny.probe(), "settings": SETTINGS, "reading": Reading(device="cpu")}
-    summary = trace(tmp_path, **arguments)
+    summary = trace(run, reading=CPU)
     assert (summary.exit_status, len(summary.failed), summary.path) == (1, 1, out)
     assert "@checkpoint-8 was not measured (SafetensorError" in capsys.readouterr().err
     kept = out.read_text().splitlines()
@@ -53,12 +49,12 @@ def test_a_stopped_trace_goes_on_and_a_broken_checkpoint_is_tried_again(
     assert kinds == [("header", None), ("record", 0), ("skip", 8), ("record", 64)]
 
     broken.write_bytes(whole)
-    again = trace(tmp_path, **arguments)
-    assert (again.measured, again.before, again.exit_status) == ([f"{tmp_path.name}@checkpoint-8"], 2, 0)
+    again = trace(run, reading=CPU)
+    assert (again.measured, again.before, again.exit_status) == ([f"{run.name}@checkpoint-8"], 2, 0)
     now = out.read_text().splitlines()
     assert [now[0], now[1], now[3]] == [kept[0], kept[1], kept[3]]  # measured once, untouched since
     assert [record["step"] for record in read_records(out)] == [0, 8, 64]
-    assert trace(tmp_path, **arguments).measured == []
+    assert trace(run, reading=CPU).measured == []
 
 
 def test_a_killed_process_loses_and_repeats_nothing(
@@ -100,29 +96,23 @@ def test_a_killed_process_loses_and_repeats_nothing(
 
 
 def test_two_processes_share_the_checkpoints_and_write_one_file(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    probe, folder = tmp_path / "probe.safetensors", tmp_path / "run"
-    tiny.probe().save(probe)
-    for seed in range(5):
-        tiny.model(seed=seed).save_pretrained(folder / f"checkpoint-{seed * 10}")
-    (folder / "checkpoint-10" / "config.json").write_text("{}")  # broken: the second process's first
-    arguments = [folder, "--probe", f"held={probe}", "--alpha-window", 2, 8, "--device", "cpu"]
-    two = [*arguments, "--out", tmp_path / "two.jsonl"]
-    other = command(*two, RANK="1", WORLD_SIZE="2", LOCAL_RANK="1")
-    with pytest.MonkeyPatch.context() as patched:  # the first is this one
-        for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
-            patched.setenv(name, value)
-        assert main(["trace", *map(str, two)]) == 0
+    run, both = live(tmp_path / "run", range(0, 50, 10)), tmp_path / "both.jsonl"
+    (run / "checkpoint-10" / "config.json").write_text("{}")  # broken: the second process's first
+    arguments = [*map(str, (run, "--out", both, "--device", "cpu"))]
+    other = command(*arguments, RANK="1", WORLD_SIZE="2", LOCAL_RANK="1")
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():  # the first is this one
+        monkeypatch.setenv(name, value)
+    assert main(["trace", *arguments]) == 0
     out, error = other.communicate(timeout=240)
     assert other.returncode == 1, error[-3000:]
     assert "1 measured, 0 before, 1 failed" in out
     assert "3 measured, 0 before, 0 failed" in capsys.readouterr().out
-    assert main(["trace", *map(str, arguments), "--out", str(tmp_path / "one.jsonl")]) == 1
-    found, one = read_records(tmp_path / "two.jsonl"), read_records(tmp_path / "one.jsonl")
-    assert [record["step"] for record in found] == [0, 20, 30, 40]
-    for name in METRIC_NAMES:
-        assert [record[name] for record in found] == [record[name] for record in one]
+    found, alone = read_records(both), read_records(run / "geometry.jsonl")
+    del alone[1]
+    for name in ("step", *METRIC_NAMES):
+        assert [record[name] for record in found] == [record[name] for record in alone]
     assert not list(tmp_path.glob(".*"))  # no scratch file is left
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny
@@ -14,6 +12,7 @@ from run_folders import live
 from geomcallbacks import read_records
 from geomcallbacks.cli import main
 from geomcallbacks.metrics import METRIC_NAMES
+from geomcallbacks.record import read_lines
 from geomcallbacks.trace import Reading, trace
 from geomcallbacks.trace.recorded import Recorded, read_recorded
 
@@ -22,10 +21,6 @@ CPU = Reading(device="cpu")
 
 def values(path: Path) -> list[list[float]]:
     return [[record[name] for name in METRIC_NAMES] for record in read_records(path)]
-
-
-def header(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text().splitlines()[0])
 
 
 def test_what_the_user_gives_replaces_what_was_recorded(tmp_path: Path) -> None:
@@ -78,17 +73,8 @@ def test_the_latest_start_of_a_run_is_read_and_what_it_began_from(
     monkeypatch.setenv("HOME", str(tmp_path.parent))
     summary = trace(f"~/{tmp_path.name}", reading=CPU)  # settings, probe and the place of the records are the run's
     assert summary.path == tmp_path / "geometry-trace.jsonl"
-    assert header(summary.path)["settings"]["from_scratch"] is False
+    assert read_lines(summary.path)[0]["settings"]["from_scratch"] is False
     assert [record["positions"] for record in read_records(summary.path)] == [3, 3]
-
-
-def test_models_in_order_are_not_from_scratch(tmp_path: Path) -> None:
-    run = live(tmp_path / "run", from_scratch=True)
-    models, settings = [run / "checkpoint-0", run / "checkpoint-1"], {"alpha_window": tiny.WINDOW}
-    trace(models, probes=tiny.probe(), settings=settings, reading=CPU, out=tmp_path / "g.jsonl")
-    assert header(tmp_path / "g.jsonl")["settings"]["from_scratch"] is False
-    trace(run, reading=CPU)
-    assert header(run / "geometry-trace.jsonl")["settings"]["from_scratch"] is True
 
 
 def test_an_empty_record_file_is_announced(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from geomcallbacks import GeometryMonitor, ProbeSet, read_records, read_spectra
 from geomcallbacks.cli import main
 from geomcallbacks.metrics import METRIC_NAMES
+from geomcallbacks.record import read_lines
 from geomcallbacks.trace import ProbeSource, Reading, trace
 
 SETTINGS = {"alpha_window": tiny.WINDOW, "batch_size": 16}
@@ -93,6 +94,8 @@ def test_several_models_are_one_curve_and_one_that_does_not_fit_is_passed_over(t
     ]
     records = read_records(tmp_path / "g.jsonl")
     assert [(r["step"], r["model"], r["probe"], r["rankme"]) for r in records] == expected
+    # They are trained from one another: only the first can have been random.
+    assert read_lines(tmp_path / "g.jsonl")[0]["settings"]["from_scratch"] is False
 
 
 def test_what_is_torn_or_not_finite_is_no_measurement(tmp_path: Path) -> None:
