@@ -59,9 +59,9 @@ NAMES += " dill joblib cloudpickle shelve"
 BAD = [
     "pickle.load(f)", "torch.load(f)", "torch.load(f, weights_only=False)", "yaml.load(f)", "eval(x)", "os.system(x)",
     "subprocess.run(x, shell=True)", "torch.save(x, f)", "np.load(f, allow_pickle=True)", "import dill",
-    "from pickle import loads",
     "trainer.fit(model, ckpt_path=x)", "dist.all_gather_object(a, b)", "AutoTokenizer.from_pretrained(x)",
     "AutoConfig.from_pretrained(x, trust_remote_code=True)", "from accelerate.utils import gather_object",
+    "from pickle import loads", "from marshal import load",
 ]  # fmt: skip
 
 

@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 import tiny
-from hub_cache import save_model
 from run_folders import live
 from transformers import AutoModelForCausalLM
 
-from geomcallbacks import ProbeSet, read_records
+from geomcallbacks import read_records
 from geomcallbacks.behaviour import ChoiceAccuracy, Choices, Completions, Memorisation, NgramScores
 from geomcallbacks.behaviour.intervention import KINDS, SpectralIntervention
 from geomcallbacks.cli import main
@@ -23,10 +22,10 @@ from geomcallbacks.trace.command import add_arguments, probes_of, settings_of
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Trainer's folder with two checkpoints."""
-    folder = tmp_path_factory.mktemp("run")
+    """A run with two checkpoints and their tokenizer."""
+    folder = live(tmp_path_factory.mktemp("run"), (10, 20))
     for step in (10, 20):
-        save_model(folder / f"checkpoint-{step}", step)
+        tiny.tokenizer().save_pretrained(folder / f"checkpoint-{step}")
     return folder
 
 
@@ -44,10 +43,7 @@ def questions(tmp_path: Path) -> Path:
 
 
 def traced(run: Path, folder: Path, *arguments: object) -> int:
-    probe = folder / "probe.safetensors"
-    tiny.probe().save(probe)
-    options = ["--probe", probe, "--alpha-window", *tiny.WINDOW, "--out", folder / "geometry.jsonl"]
-    return main(["trace", str(run), *map(str, (*options, *arguments))])
+    return main(["trace", *map(str, (run, "--out", folder / "geometry.jsonl", *arguments))])
 
 
 def parse(*arguments: object) -> argparse.Namespace:
@@ -98,7 +94,7 @@ def test_choices_intervention_and_memorisation_are_those_of_the_measures(
         model = AutoModelForCausalLM.from_pretrained(run / f"checkpoint-{record['step']}").eval()
         expected = {f"memorisation/{key}": value for key, value in memorised(model).items()}
         expected |= {f"sciq/{key}": value for key, value in ChoiceAccuracy(saved)(model).items()}
-        directions = SpectralIntervention(ProbeSet.load(tmp_path / "probe.safetensors"), saved, ks=(1, 4))
+        directions = SpectralIntervention(tiny.probe(), saved, ks=(1, 4))
         expected |= {f"intervention_saved/{key}": value for key, value in directions(model).items()}
         assert {key: record[key] for key in expected} == pytest.approx(expected, abs=1e-6)
         assert {f"intervention_sciq/{kind}_{k}" for kind in KINDS for k in (1, 4)} <= record.keys()

@@ -18,7 +18,7 @@ from geomcallbacks.trace.checkpoints.hub import Hub
 
 def test_the_cache_is_listed_without_a_network(tmp_path: Path) -> None:
     for revision in ("step8", "step1000", "main"):
-        hub_cache.add_revision(tmp_path, "org/tiny", revision, {"config.json": b"{}"})
+        hub_cache.add_revision(tmp_path, "org/tiny", revision, {"config.json": b"{}", "model.safetensors": b"w"})
     hub = Hub(tmp_path)
     assert sorted(hub.revisions("org/tiny")) == ["main", "step1000", "step8"]
     assert hub.fetch("org/tiny", "step8", weights=False).name == hub_cache.commit_of("org/tiny", "step8")
@@ -29,14 +29,11 @@ def test_the_cache_is_listed_without_a_network(tmp_path: Path) -> None:
         hub.revisions("org/other")
     hub.evict()
     assert sorted(hub.cached("org/tiny")) == ["main", "step1000", "step8"]  # nothing of it was fetched here
-
-
-def test_a_snapshot_known_by_its_commit_is_found_without_a_network(tmp_path: Path) -> None:
-    snapshot = hub_cache.add_revision(tmp_path, "me/x", "main", {"config.json": b"{}", "model.safetensors": b"w"})
-    (tmp_path / "models--me--x" / "refs" / "main").unlink()
-    hub = Hub(tmp_path)
-    (found,) = find_checkpoints([f"me/x@{snapshot.name}"], hub)
-    assert hub.fetch(found.model, found.revision) == snapshot
+    for ref in (tmp_path / "models--org--tiny" / "refs").iterdir():
+        ref.unlink()
+    commit = hub_cache.commit_of("org/tiny", "main")  # a snapshot may be known by its commit alone
+    (found,) = find_checkpoints([f"org/tiny@{commit}"], hub)
+    assert hub.fetch(found.model, found.revision).name == commit
 
 
 def test_a_shortened_list_of_revisions_is_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
