@@ -15,7 +15,7 @@ import tiny
 import torch
 
 from geomcallbacks import GeometryMonitor, GeometryRecord
-from geomcallbacks.running.writer import RecordWriter, record_lines
+from geomcallbacks.running.record_writer import RecordWriter, record_lines
 
 STEPS = [0, *(round(10 ** (k / 6)) for k in range(3, 22))]
 HEADER = {"settings": {"layers": -1, "from_scratch": True, "schedule": {"every": None, "at": []}}}

@@ -9,7 +9,7 @@ import pytest
 
 from geomcallbacks.cli import main
 from geomcallbacks.phases.table import phases_of_file
-from geomcallbacks.running.writer import RecordWriter
+from geomcallbacks.running.record_writer import RecordWriter
 
 
 def write(path: Path, settings: Any = None, **changes: Any) -> Path:

@@ -10,7 +10,7 @@ from demo_curve import DEMO
 
 from geomcallbacks.cli import main
 from geomcallbacks.phases import PHASE_NAMES
-from geomcallbacks.running.writer import RecordWriter
+from geomcallbacks.running.record_writer import RecordWriter
 
 
 def write(path: Path, curves: dict[tuple[str, str], list[tuple[int, float | None, float]]], **settings) -> Path:
