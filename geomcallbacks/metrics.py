@@ -1,10 +1,10 @@
 """Pure functions of a spectrum: the numbers that describe a representation's geometry.
 
-Every function takes a *descending* one-dimensional spectrum (a tensor on any device, or anything that
+Every function takes a one-dimensional spectrum in any order (a tensor on any device, or anything that
 ``torch.as_tensor`` accepts), computes in float64 and returns 0-dimensional float64 tensors, so that a caller can
 stack many of them and leave the device once. What shape and type alone show to be wrong raises ``ValueError``; what
-only the data show (a spectrum of zeros, one that is negative, not finite or not descending, a window that reaches into
-round-off) gives NaN, which the monitor turns into "no value" with a reason.
+only the data show (a spectrum of zeros, one that is negative or not finite, a window that reaches into round-off) gives
+NaN, which the monitor turns into "no value" with a reason.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def rankme(eigenvalues: SpectrumLike, eps: float = 0.0, top: int | None = None) 
     with it: on λ ∝ 1/i the two differ by a factor of four.
 
     Args:
-        eigenvalues: (r,) descending eigenvalues, any scale.
+        eigenvalues: (r,) eigenvalues, any scale.
         eps: added to every share after normalising; shares are then *not* renormalised. The official code of the
             paper uses 1e-7 (and `top=2048`); the default adds nothing.
         top: keep only so many leading eigenvalues; shares are of the kept sum.
@@ -53,7 +53,7 @@ def rankme(eigenvalues: SpectrumLike, eps: float = 0.0, top: int | None = None) 
         ValueError: the spectrum is not one-dimensional or is empty, `eps` is no number from 0 or `top` none from 1.
     """
     if top is not None:
-        top = _count(top, f"top={top!r} keeps no eigenvalue: give a positive number, or None to keep all")
+        top = _positive("top", top)
     return _entropy_rank(_as_spectrum(eigenvalues)[:top], eps)
 
 
@@ -63,7 +63,7 @@ def rankme_garrido(singular_values: SpectrumLike, eps: float = 0.0) -> Tensor:
     Garrido et al. 2023 (arXiv 2210.02885): exp(−Σ pᵢ ln pᵢ) with pᵢ = σᵢ/Σσ.
 
     Args:
-        singular_values: (r,) descending singular values of the feature matrix, its mean not removed.
+        singular_values: (r,) singular values of the feature matrix, its mean not removed.
         eps: added to every share after normalising, as in `rankme`.
 
     Returns:
@@ -81,7 +81,7 @@ def alpha_req(
     follow Stringer et al. 2019). R² is that line's unweighted coefficient of determination over the window.
 
     Args:
-        eigenvalues: (r,) descending eigenvalues of the centred covariance.
+        eigenvalues: (r,) eigenvalues of the centred covariance.
         window: first and last rank of the fit, 1-based and inclusive. α is never comparable across windows. The
             official code of Li et al. 2025 fits ranks 12 to 100; most others, and this default, 11 to 100.
         floor: eigenvalues up to this are round-off too, as `Spectrum.floor` says of features in low precision.
@@ -96,9 +96,7 @@ def alpha_req(
     low, high = check_window(window)
     spectrum = _as_spectrum(eigenvalues)
     if high > len(spectrum):
-        raise ValueError(
-            f"window={window} reaches past the {len(spectrum)} eigenvalues there are: end it at {len(spectrum)} or less"
-        )
+        raise ValueError(f"window={window} reaches past the {len(spectrum)} eigenvalues: end it at {len(spectrum)}")
     values = spectrum[low - 1 : high]
     ranks = torch.arange(low, high + 1, dtype=spectrum.dtype, device=spectrum.device)
     x, y, weight = ranks.log(), values.log(), 1.0 / ranks
@@ -108,7 +106,7 @@ def alpha_req(
     r2 = 1.0 - residual.square().sum() / (y - y.mean()).square().sum()
     supported = numerical_rank(spectrum, floor) >= high
     # What round-off alone makes of equal eigenvalues has no line to explain: R² would be any number down to -inf.
-    flat = values[0] - values[-1] <= values[0] * (len(spectrum) * torch.finfo(spectrum.dtype).eps)
+    flat = values[0] - values[-1] <= values[0] * _relative_error(spectrum)
     nothing = torch.full_like(slope, torch.nan)
     return torch.where(supported, 0.0 - slope, nothing), torch.where(supported & ~flat, r2, nothing)
 
@@ -130,16 +128,14 @@ def top_share(eigenvalues: SpectrumLike, k: int) -> Tensor:
     Raises:
         ValueError: k is no whole number from 1.
     """
-    k = _count(k, f"k={k!r} takes no direction: give a positive number")
     spectrum = _scaled(_as_spectrum(eigenvalues))
-    return spectrum[:k].sum() / spectrum.sum()
+    return spectrum[: _positive("k", k)].sum() / spectrum.sum()
 
 
 def numerical_rank(eigenvalues: SpectrumLike, floor: Tensor | float = 0.0) -> Tensor:
     """How many eigenvalues stand above round-off, λᵢ > λ₁ · r · 2⁻⁵² and λᵢ > floor (as a 0-d integer tensor)."""
     spectrum = _as_spectrum(eigenvalues)
-    solver = spectrum[0] * (len(spectrum) * torch.finfo(spectrum.dtype).eps)
-    return ((spectrum > solver) & (spectrum > floor)).sum()
+    return ((spectrum > spectrum[0] * _relative_error(spectrum)) & (spectrum > floor)).sum()
 
 
 def check_window(window: tuple[int, int]) -> tuple[int, int]:
@@ -150,10 +146,7 @@ def check_window(window: tuple[int, int]) -> tuple[int, int]:
     except (TypeError, ValueError, OverflowError):  # the last of an infinite rank
         valid = False
     if not valid:
-        raise ValueError(
-            f"alpha_window={window!r} is not a window of ranks: give (first, last), 1-based and inclusive, with"
-            " 1 <= first and at least three ranks, such as (11, 100)"
-        )
+        raise ValueError(f"alpha_window={window!r} is not a window of ranks: give (first, last), three or more from 1")
     return int(low), int(high)
 
 
@@ -165,13 +158,13 @@ def _entropy_rank(spectrum: Tensor, eps: float) -> Tensor:
     return torch.exp(-torch.special.xlogy(share, share).sum())
 
 
-def _count(value: int, message: str) -> int:
+def _positive(name: str, value: int) -> int:
     try:
         number = operator.index(value)
     except TypeError:
-        raise ValueError(message) from None
+        number = 0
     if number < 1:
-        raise ValueError(message)
+        raise ValueError(f"{name}={value!r} takes nothing of a spectrum: give a positive whole number")
     return number
 
 
@@ -181,22 +174,22 @@ def _scaled(spectrum: Tensor) -> Tensor:
 
 
 def _as_spectrum(values: SpectrumLike) -> Tensor:
+    """Return `values` in descending order, float64; all NaN where they are no spectrum."""
     try:
         # Given a dtype, a list of Python floats does not go through float32, torch's default.
         spectrum = values if isinstance(values, Tensor) else torch.as_tensor(values, dtype=torch.float64)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-        raise ValueError(
-            f"a spectrum of type {type(values).__name__} holds no numbers: give real ones ({error})"
-        ) from error
+        raise ValueError(f"a spectrum of {type(values).__name__} holds no numbers: give real ones ({error})") from error
     if spectrum.ndim != 1 or spectrum.numel() == 0 or spectrum.is_complex():
-        kind = "complex spectrum" if spectrum.is_complex() else "spectrum"
-        raise ValueError(
-            f"a {kind} of shape {tuple(spectrum.shape)} was given: metrics take a non-empty one-dimensional real one"
-        )
+        raise ValueError(f"a spectrum of shape {tuple(spectrum.shape)} is {spectrum.dtype}: give (r,) real numbers")
     if spectrum.device.type == "mps":  # has no float64
         spectrum = spectrum.cpu()
-    spectrum = spectrum.to(torch.float64)
+    spectrum = spectrum.to(torch.float64).sort(descending=True).values  # NaN comes first
     # A solver's zero may be negative by its round-off, and no more.
-    round_off = spectrum[0] * (len(spectrum) * torch.finfo(spectrum.dtype).eps)
-    sound = (spectrum[-1] >= -round_off) & (spectrum[1:] <= spectrum[:-1]).all() & torch.isfinite(spectrum[0])
+    sound = torch.isfinite(spectrum[0]) & (spectrum[-1] >= -spectrum[0] * _relative_error(spectrum))
     return torch.where(sound, spectrum.clamp_min(0.0), torch.nan)
+
+
+def _relative_error(spectrum: Tensor) -> float:
+    """What a solver's round-off may come to, in units of λ₁: r · 2⁻⁵²."""
+    return len(spectrum) * torch.finfo(spectrum.dtype).eps

@@ -12,20 +12,16 @@ from typing import Any
 from torch import nn
 
 from geomcallbacks.measure import EndingError, LostPassError, measure_probe, prepare
-from geomcallbacks.metrics import DEFAULT_WINDOW
 from geomcallbacks.phases import PHASE_NAMES, PhaseTracker
 from geomcallbacks.probe import ProbeSet
-from geomcallbacks.probing.positions import Positions
 from geomcallbacks.reading.device import device_of
-from geomcallbacks.reading.locate import Layers
-from geomcallbacks.reading.reader import ForwardFn, Reader
+from geomcallbacks.reading.reader import Reader
 from geomcallbacks.record import CONVENTION, GeometryRecord, read_records
 from geomcallbacks.running.base import Due, Run, RunMonitor
-from geomcallbacks.running.messages import OnError
 from geomcallbacks.running.processes import first_decides, first_numbers, rank
 from geomcallbacks.running.writer import record_lines
 from geomcallbacks.schedule import Schedule
-from geomcallbacks.settings import Precision, Settings
+from geomcallbacks.settings import DEFAULT_WINDOW, ForwardFn, Layers, OnError, Positions, Precision, Settings
 
 _LOGGER = logging.getLogger("geomcallbacks")
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from geomcallbacks.probing.rows import check_rows, left_aligned, row_of
+from geomcallbacks.probing.rows import check_rows, left_aligned, padded
 from geomcallbacks.probing.text import column_of, tokenise
 
 _FORMAT = "geomcallbacks.probe.v1"
@@ -68,8 +68,6 @@ class ProbeSet:
         self.input_ids_nt = input_ids_nt[:, :width].to("cpu", torch.int64) * keep
         self.lengths_n = lengths_n.to("cpu", torch.int64)
         self.dropped = dropped
-        self._fingerprint: str | None = None
-        self._batches: dict[int, list[ProbeBatch]] = {}
 
     def __len__(self) -> int:
         return len(self.lengths_n)
@@ -78,15 +76,13 @@ class ProbeSet:
         low, high = int(self.lengths_n.min()), int(self.lengths_n.max())
         return f"ProbeSet({len(self)} rows of {low}..{high} tokens, fingerprint={self.fingerprint})"
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """16 hexadecimal digits of the SHA-256 over the rows' tokens and lengths."""
-        if self._fingerprint is None:
-            digest = hashlib.sha256(_FORMAT.encode())
-            for part in (self.lengths_n, self.input_ids_nt):
-                digest.update(part.contiguous().numpy().astype("<i8").tobytes())
-            self._fingerprint = digest.hexdigest()[:16]
-        return self._fingerprint
+        digest = hashlib.sha256(_FORMAT.encode())
+        for part in (self.lengths_n, self.input_ids_nt):
+            digest.update(part.contiguous().numpy().astype("<i8").tobytes())
+        return digest.hexdigest()[:16]
 
     @property
     def max_token_id(self) -> int:
@@ -95,7 +91,7 @@ class ProbeSet:
 
     @classmethod
     def from_token_ids(cls, ids_nt: Tensor | Sequence[Sequence[int]], mask_nt: Tensor | None = None) -> ProbeSet:
-        """A probe of ready token ids.
+        """Take token ids as they are.
 
         Args:
             ids_nt: (n, t) integer token ids, or a list of rows of differing length.
@@ -105,33 +101,15 @@ class ProbeSet:
         Raises:
             ValueError: no rows, a row shorter than two tokens, what is no token id, or a mask with holes.
         """
-        if not isinstance(ids_nt, Tensor):
-            rows = [row_of(number, row) for number, row in enumerate(ids_nt)]
-            if not rows:
-                raise ValueError("the probe is empty: give at least one row of token ids")
-            if mask_nt is not None:
-                raise ValueError("mask_nt goes with a tensor of ids: rows given as lists have no padding to mask")
-            lengths = torch.tensor([len(row) for row in rows])
-            return cls(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), lengths)
-        if ids_nt.ndim != 2 or ids_nt.is_floating_point() or ids_nt.is_complex():
-            raise ValueError(
-                f"ids_nt of shape {tuple(ids_nt.shape)}, dtype {ids_nt.dtype}, are no token rows: give (n, t) integers"
-            )
-        ids_nt = ids_nt.to("cpu", torch.int64)
-        if mask_nt is None:
-            return cls(ids_nt, torch.full((len(ids_nt),), ids_nt.shape[1]))
-        return cls(*left_aligned(ids_nt, mask_nt))
+        if isinstance(ids_nt, Tensor):
+            return cls(*left_aligned(ids_nt, mask_nt))
+        if mask_nt is not None:
+            raise ValueError("mask_nt goes with a tensor of ids: rows given as lists have no padding to mask")
+        return cls(*padded(ids_nt))
 
     @classmethod
     def from_texts(
-        cls,
-        texts: Iterable[str],
-        tokenizer: Any,
-        *,
-        size: int,
-        max_length: int,
-        seed: int = 0,
-        min_length: int = 32,
+        cls, texts: Iterable[str], tokenizer: Any, *, size: int, max_length: int, seed: int = 0, min_length: int = 32
     ) -> ProbeSet:
         """Tokenise held-out texts into `size` rows.
 
@@ -151,23 +129,42 @@ class ProbeSet:
             ValueError: fewer than `size` texts are long enough, or the arguments contradict each other.
             TypeError: a text is not a string.
         """
-        rows, dropped, _ = tokenise(texts, tokenizer, size, max_length, seed, min_length)
-        probe = cls.from_token_ids(rows)
-        probe.dropped = dropped
-        return probe
+        found = tokenise(texts, tokenizer, size=size, max_length=max_length, seed=seed, min_length=min_length)
+        return cls(*padded(found.rows), dropped=found.dropped)
 
     @classmethod
-    def from_dataset(cls, dataset: Any, tokenizer: Any, *, text_column: str = "text", **settings: Any) -> ProbeSet:
-        """`from_texts` over one column of a Hugging Face data set, streamed or not.
+    def from_dataset(
+        cls,
+        dataset: Any,
+        tokenizer: Any,
+        *,
+        text_column: str = "text",
+        size: int,
+        max_length: int,
+        seed: int = 0,
+        min_length: int = 32,
+    ) -> ProbeSet:
+        """Tokenise one column of a Hugging Face data set, streamed or not. See `from_texts` for the other arguments.
 
         Raises:
             ValueError: there is no such column; see also `from_texts`.
         """
-        return cls.from_texts(column_of(dataset, text_column), tokenizer, **settings)
+        texts = column_of(dataset, text_column)
+        return cls.from_texts(texts, tokenizer, size=size, max_length=max_length, seed=seed, min_length=min_length)
 
     @classmethod
-    def split(cls, dataset: Any, tokenizer: Any, *, text_column: str = "text", **settings: Any) -> tuple[Any, ProbeSet]:
-        """Set a probe aside: what is left to train on, and the probe, without overlap.
+    def split(
+        cls,
+        dataset: Any,
+        tokenizer: Any,
+        *,
+        text_column: str = "text",
+        size: int,
+        max_length: int,
+        seed: int = 0,
+        min_length: int = 32,
+    ) -> tuple[Any, ProbeSet]:
+        """Set a probe aside: return what is left to train on, and the probe, without overlap.
 
         Texts equal to one of the probe's are left out of the training side too, wherever they stand.
 
@@ -175,7 +172,10 @@ class ProbeSet:
             dataset: a list of texts, or a Hugging Face data set that is not streamed.
             tokenizer: a Transformers tokenizer; it is copied, not changed.
             text_column: the data set's column of texts.
-            **settings: those of `from_texts`.
+            size: rows of the probe, in texts.
+            max_length: a text is cut to so many tokens.
+            seed: order in which texts are visited.
+            min_length: texts of fewer tokens are passed over.
 
         Returns:
             (train, probe), `train` of the same kind as `dataset`.
@@ -184,19 +184,17 @@ class ProbeSet:
         texts = dataset if is_list else column_of(dataset, text_column)
         if not isinstance(texts, Sequence):
             raise ValueError("a stream cannot be split: take the probe from its head and skip those rows in training")
-        rows, dropped, taken = tokenise(texts, tokenizer, **{"seed": 0, "min_length": 32, **settings})
-        probe = cls.from_token_ids(rows)
-        probe.dropped = dropped
-        held_out = {texts[index] for index in taken}
+        found = tokenise(texts, tokenizer, size=size, max_length=max_length, seed=seed, min_length=min_length)
+        held_out = {texts[index] for index in found.taken}
         kept = [index for index, text in enumerate(texts) if text not in held_out]
-        return ([dataset[index] for index in kept] if is_list else dataset.select(kept)), probe
+        train = [dataset[index] for index in kept] if is_list else dataset.select(kept)
+        return train, cls(*padded(found.rows), dropped=found.dropped)
 
     def save(self, path: str | Path) -> None:
         """Write the probe to a safetensors file."""
         metadata = {"format": _FORMAT, "fingerprint": self.fingerprint, "dropped": str(self.dropped)}
         rows = {"input_ids": self.input_ids_nt.to(torch.int32), "lengths": self.lengths_n}
-        # Written by Python, so that a full disk is an OSError.
-        Path(path).write_bytes(save(rows, metadata))
+        Path(path).write_bytes(save(rows, metadata))  # by Python, so that a full disk is an OSError
 
     @classmethod
     def load(cls, path: str | Path) -> ProbeSet:
@@ -209,23 +207,18 @@ class ProbeSet:
             with safe_open(str(path), framework="pt") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != _FORMAT:
-                    raise ValueError(f"{path} is not a saved probe: its format reads {metadata.get('format')!r}")
+                    raise ValueError(f"its format reads {metadata.get('format')!r}")
                 rows, lengths = file.get_tensor("input_ids"), file.get_tensor("lengths")
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a saved probe, or was torn: {error}") from error
-        try:
             probe = cls(rows, lengths, dropped=int(metadata.get("dropped", 0)))
-        except ValueError as error:
-            raise ValueError(f"{path} is not a saved probe: {error}") from error
+        except (SafetensorError, ValueError, IndexError, RuntimeError) as error:
+            raise ValueError(f"{path} is not a saved probe, or was torn: {error}") from error
         if probe.fingerprint != metadata.get("fingerprint"):
-            raise ValueError(
-                f"{path} holds rows of fingerprint {probe.fingerprint}, but says {metadata.get('fingerprint')}: it was"
-                " changed after it was saved; build the probe again"
-            )
+            prints = f"{probe.fingerprint}, and was {metadata.get('fingerprint')} when saved"
+            raise ValueError(f"{path} was changed, its fingerprint is {prints}: build the probe again")
         return probe
 
     def batches(self, batch_size: int) -> list[ProbeBatch]:
-        """The probe cut into batches, longest rows first; cut once, and kept.
+        """Return the probe cut into batches, longest rows first.
 
         The cut depends on the rows and on the arguments alone, never on how many processes share the work: another
         composition of a batch moves low-precision features. Longest first, so that memory runs out at once or never,
@@ -234,23 +227,21 @@ class ProbeSet:
         Args:
             batch_size: rows of a batch; the last may have fewer.
         """
-        if batch_size not in self._batches:
-            order = torch.argsort(self.lengths_n, descending=True, stable=True)
-            self._batches[batch_size] = [self.batch(rows_b) for rows_b in torch.split(order, batch_size)]
-        return self._batches[batch_size]
+        order = torch.argsort(self.lengths_n, descending=True, stable=True)
+        return [self.batch(rows_b) for rows_b in torch.split(order, batch_size)]
 
     def batch(self, rows_b: Tensor) -> ProbeBatch:
-        """The rows of the given numbers (b,), padded to the longest of them."""
+        """Return the rows of the given numbers (b,), padded to the longest of them."""
         lengths_b = self.lengths_n[rows_b]
         return ProbeBatch(rows_b, self.input_ids_nt[rows_b, : int(lengths_b.max())], lengths_b)
 
 
 def deal(batches: list[ProbeBatch], rank: int, world_size: int) -> list[tuple[ProbeBatch, bool]]:
-    """The share of one process: whole batches, the same number for each process.
+    """Return the share of one process: whole batches, the same number for each process.
 
-    Where the batches do not divide evenly, the first batch is dealt again to the processes that would go short, marked
-    ``False``: it is run so that no process waits for another, and not counted.
+    Where the batches do not divide evenly, the processes that would go short get the first batch once more, marked
+    ``False``: they run it so that no process waits for another, and do not count it.
     """
+    share = [(batch, True) for batch in batches[rank::world_size]]
     rounds = -(-len(batches) // world_size)
-    mine = [(batch, True) for batch in batches[rank::world_size]]
-    return mine + [(batches[0], False)] * (rounds - len(mine))
+    return share + [(batches[0], False)] * (rounds - len(share))

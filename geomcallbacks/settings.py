@@ -19,6 +19,9 @@ from geomcallbacks.reading.reader import ForwardFn, Reader
 from geomcallbacks.running.messages import OnError
 from geomcallbacks.schedule import Schedule
 
+#: The types of a constructor's arguments lie here together.
+__all__ = ["DEFAULT_WINDOW", "ForwardFn", "Layers", "OnError", "Positions", "Precision", "ReadingSettings", "Settings"]
+
 Precision = Literal["training", "fp32", "bf16"]
 
 

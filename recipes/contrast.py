@@ -47,7 +47,7 @@ def main(settings: ContrastSettings, scripts: Path | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         runner.run()
     real = None if settings.real is None else read_run(Path(settings.real))
-    numbers = compare(read_contrast(settings), settings.preset, settings.seeds, real)
+    numbers = compare(read_contrast(settings), settings, real)
     page = render(numbers)
     (folder / "contrast.json").write_text(json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False))
     (folder / "contrast.md").write_text(page, encoding="utf-8")

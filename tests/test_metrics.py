@@ -1,4 +1,4 @@
-"""Every metric against the independent reference, against values worked by hand, and where there is none."""
+"""The functions of a spectrum against values worked by hand and against the official code of the paper."""
 
 from __future__ import annotations
 
@@ -10,77 +10,24 @@ import reference
 import torch
 
 from geomcallbacks import metrics
-from geomcallbacks.spectra.moments import Moments, Rows
-from geomcallbacks.spectra.spectrum import spectrum_of, spectrum_of_rows
 
-SHAPES = {"n>d": (300, 48), "n=d+1": (49, 48), "n=d": (48, 48), "n<d": (48, 130)}
-WINDOW = (3, 36)
-
-
-def described(features_nd: torch.Tensor, window: tuple[int, int]) -> dict[str, float | None]:
-    """The metrics as the monitor gets them: from moments filled in batches when n > d, else from rows."""
-    n, d = features_nd.shape
-    store = Rows(d) if n <= d else Moments(d)
-    for start in range(0, n, 17):
-        batch_bd = features_nd[start : start + 17]
-        store.update(batch_bd, torch.arange(start, start + len(batch_bd)))
-    values, reasons = metrics.describe(spectrum_of(store), window)
-    assert reasons == {}
-    return values
-
-
-def assert_close(got: dict[str, float | None], wanted: dict[str, float], rtol: float) -> None:
-    assert list(got) == list(metrics.METRIC_NAMES) == list(wanted)
-    wrong = {
-        name: (got[name], wanted[name]) for name in wanted if not math.isclose(got[name], wanted[name], rel_tol=rtol)
-    }
-    assert not wrong
-
-
-@pytest.mark.parametrize("mean", [0.5, 1e4], ids=lambda mean: f"mean={mean:g}")
-@pytest.mark.parametrize("decay", [0.5, 1.0, 2.0])
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_agrees_with_reference(shape: tuple[int, int], decay: float, mean: float) -> None:
-    features_nd = reference.features(*shape, decay=decay, mean=mean)
-    wanted = reference.describe(features_nd, WINDOW)
-    assert wanted["alpha_req"] == pytest.approx(decay, abs=0.2)  # about what was put in
-    assert wanted["alpha_req_r2"] < 0.999
-    assert_close(described(torch.from_numpy(features_nd), WINDOW), wanted, rtol=1e-9)
-
-
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_agrees_with_reference_on_centred_features(shape: tuple[int, int]) -> None:
-    """Without a mean Z itself lacks a rank when n <= d, and only the singular values' round-off could tell."""
-    features_nd = reference.features(*shape)
-    wanted = reference.describe(features_nd, WINDOW)
-    got = described(torch.from_numpy(features_nd), WINDOW)
-    assert got.pop("mean_norm") == pytest.approx(wanted.pop("mean_norm"), abs=1e-14)
-    wrong = {name: got[name] for name in wanted if not math.isclose(got[name], wanted[name], rel_tol=1e-9)}
-    assert not wrong
-
-
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float16, 1e-3), (torch.bfloat16, 1e-2)])
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_low_precision_features(shape: tuple[int, int], dtype: torch.dtype, tolerance: float) -> None:
-    """All arithmetic is float64: the rounding of the features themselves is the only error."""
-    exact_nd = reference.features(*shape, mean=0.5)
-    rounded_nd = torch.from_numpy(exact_nd).to(dtype)
-    got = described(rounded_nd, WINDOW)
-    assert_close(got, reference.describe(rounded_nd.to(torch.float64).numpy(), WINDOW), rtol=1e-9)
-    assert_close(got, reference.describe(exact_nd, WINDOW), rtol=tolerance)
-
-
-@pytest.mark.parametrize("mean", [0.5, 1e4], ids=lambda mean: f"mean={mean:g}")
-def test_wide_features(mean: float) -> None:
-    features_nd = reference.features(260, 5120, mean=mean)
-    window = (11, 100)
-    assert_close(described(torch.from_numpy(features_nd), window), reference.describe(features_nd, window), rtol=1e-9)
+ALL = {
+    "rankme": metrics.rankme,
+    "rankme_garrido": metrics.rankme_garrido,
+    "alpha": lambda values: metrics.alpha_req(values, (2, 30))[0],
+    "r2": lambda values: metrics.alpha_req(values, (2, 30))[1],
+    "participation_ratio": metrics.participation_ratio,
+    "stable_rank": metrics.stable_rank,
+    "top1": lambda values: metrics.top_share(values, 1),
+    "top10": lambda values: metrics.top_share(values, 10),
+    "rank": metrics.numerical_rank,
+}
 
 
 def test_official_code_of_the_paper() -> None:
     features_nd = np.random.default_rng(0).standard_normal((600, 160)) @ np.diag(np.arange(1.0, 161.0) ** -0.4)
     explained = reference.covariance_spectrum(features_nd)
-    spectrum = spectrum_of_rows(torch.from_numpy(features_nd)).eigenvalues
+    spectrum = torch.from_numpy(reference.eigenvalues(features_nd))
     got = metrics.rankme(spectrum, eps=1e-7, top=2048)
     assert got == pytest.approx(reference.official_rankme(explained, n=600), rel=1e-9)
     assert got != pytest.approx(float(metrics.rankme(spectrum)), rel=1e-5)  # the setting matters
@@ -98,14 +45,9 @@ def test_official_code_truncates_at_2048() -> None:
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 7.7, 1e30])
 def test_isotropic_spectrum(scale: float) -> None:
-    spectrum = torch.full((37,), scale, dtype=torch.float64)
-    assert metrics.rankme(spectrum) == pytest.approx(37, rel=1e-13)
-    assert metrics.rankme_garrido(spectrum) == pytest.approx(37, rel=1e-13)
-    assert metrics.participation_ratio(spectrum) == pytest.approx(37, rel=1e-13)
-    assert metrics.stable_rank(spectrum) == pytest.approx(37, rel=1e-13)
-    assert metrics.top_share(spectrum, 1) == pytest.approx(1 / 37, rel=1e-13)
-    assert metrics.top_share(spectrum, 10) == pytest.approx(10 / 37, rel=1e-13)
-    assert metrics.alpha_req(spectrum, (2, 30))[0] == pytest.approx(0, abs=1e-12)
+    found = {name: function(torch.full((37,), scale, dtype=torch.float64)) for name, function in ALL.items()}
+    wanted = dict.fromkeys(ALL, 37) | {"alpha": 0, "r2": math.nan, "top1": 1 / 37, "top10": 10 / 37}
+    assert found == pytest.approx(wanted, rel=1e-13, abs=1e-12, nan_ok=True)
 
 
 def test_two_eigenvalues_by_hand() -> None:
@@ -143,13 +85,6 @@ def test_values_of_the_design_page() -> None:
     assert metrics.rankme(torch.ones(768), eps=1e-7) / 768 - 1 == pytest.approx(5e-4, rel=0.2)
 
 
-@pytest.mark.parametrize(("n", "reading"), [(256, 95), (1024, 146)])
-def test_sample_size_bias_of_the_design_page(n: int, reading: int) -> None:
-    """One draw of n rows; its own spread is some 3 %."""
-    rows_nd = torch.randn(n, 1024, dtype=torch.float64) * torch.arange(1, 1025, dtype=torch.float64) ** -0.5
-    assert metrics.rankme(spectrum_of_rows(rows_nd).eigenvalues) == pytest.approx(reading, rel=0.1)
-
-
 @pytest.mark.parametrize("exponent", [0.3, 1.0, 2.5])
 @pytest.mark.parametrize("window", [(1, 3), (11, 100), (12, 100), (1, 128)])
 def test_alpha_of_a_power_law(exponent: float, window: tuple[int, int]) -> None:
@@ -179,90 +114,24 @@ def test_flat_spectrum_has_no_r2(value: float) -> None:
         assert math.isnan(r2)
 
 
-def test_flat_spectrum_is_recorded_with_a_reason() -> None:
-    hadamard = torch.ones(1, 1, dtype=torch.float64)
-    for _ in range(7):
-        hadamard = torch.cat([torch.cat([hadamard, hadamard], 1), torch.cat([hadamard, -hadamard], 1)])
-    values, reasons = metrics.describe(spectrum_of_rows(0.3 * hadamard[:, 1:]), (11, 100))
-    assert values["rankme"] == pytest.approx(127, rel=1e-12)
-    assert values["alpha_req"] == pytest.approx(0, abs=1e-12)
-    assert values["alpha_req_r2"] is None
-    assert reasons == {"alpha_req_r2": "the spectrum is flat over the window"}
+@pytest.mark.parametrize("name", ALL)
+def test_a_spectrum_may_come_in_any_order(name: str) -> None:
+    """As `torch.linalg.eigvalsh` gives it, which is ascending; and a NaN among the values is a NaN all the same."""
+    features_nd = torch.from_numpy(reference.features(200, 40))
+    ascending = torch.linalg.eigvalsh(torch.cov(features_nd.T))
+    wanted = ALL[name](ascending.flip(0))
+    assert torch.isfinite(wanted)
+    for order in (ascending, ascending[torch.randperm(40)], ascending.tolist()):
+        assert ALL[name](order) == wanted
+    for place in (0, 20, 39) if name != "rank" else ():
+        spoilt = ascending.clone()
+        spoilt[place] = math.nan
+        assert math.isnan(ALL[name](spoilt))
 
 
-@pytest.mark.parametrize("store", [Rows, Moments])
-@pytest.mark.parametrize("value", [0.0, 1.0, 0.1 * 1e4, 1e-20, -1 / 3])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_constant_rows_have_no_value(store: type, value: float, dtype: torch.dtype) -> None:
-    kept = store(6)
-    for size in (3, 7, 11, 1):
-        kept.update(torch.full((size, 6), value, dtype=dtype), torch.zeros(size, dtype=torch.int64))
-    values, reasons = metrics.describe(spectrum_of(kept), (1, 3))
-    assert set(values) == set(reasons) == set(metrics.METRIC_NAMES)
-    assert not any(value is not None for value in values.values())
-    assert set(reasons.values()) == {"all rows are equal, so the covariance is zero"}
-
-
-def test_smallest_variance_counts() -> None:
-    """Rows that differ in float32's last place are not constant."""
-    rows_nd = torch.full((50, 6), 1000.1, dtype=torch.float32)
-    rows_nd[::2] = torch.nextafter(rows_nd[::2], torch.tensor(2000.0))
-    values, _ = metrics.describe(spectrum_of_rows(rows_nd), (1, 3))
-    assert values["rankme"] == pytest.approx(1, abs=1e-6)
-    assert values["top1_share"] == pytest.approx(1, abs=1e-6)
-
-
-@pytest.mark.parametrize("store", [Rows, Moments])
-def test_one_row_has_no_value(store: type) -> None:
-    kept = store(6)
-    kept.update(torch.randn(1, 6), torch.zeros(1, dtype=torch.int64))
-    values, reasons = metrics.describe(spectrum_of(kept), (1, 3))
-    assert set(values.values()) == {None}
-    assert set(reasons) == set(metrics.METRIC_NAMES)
-    assert set(reasons.values()) == {"one row has no covariance"}
-
-
-@pytest.mark.parametrize(("n", "d", "rank"), [(46, 768, 45), (46, 46, 45), (500, 60, 60)])
-def test_window_beyond_the_shape_has_no_alpha(n: int, d: int, rank: int) -> None:
-    values, reasons = metrics.describe(spectrum_of_rows(torch.randn(n, d)), (11, 100))
-    assert values["alpha_req"] is None
-    assert values["alpha_req_r2"] is None
-    assert reasons == dict.fromkeys(
-        ("alpha_req", "alpha_req_r2"), f"ranks 11 to 100 reach past the rank {rank} of the data"
-    )
-    assert values["rankme"] > 1
-
-
-@pytest.mark.parametrize("mean", [0.0, 1e3])
-def test_window_beyond_the_rank_of_the_data_has_no_alpha(mean: float) -> None:
-    """Shape allows the window and only the data show that rank 30 ends it."""
-    rows_nd = torch.randn(400, 30, dtype=torch.float64) @ torch.randn(30, 120, dtype=torch.float64) + mean
-    values, reasons = metrics.describe(spectrum_of_rows(rows_nd), (11, 100))
-    assert values["alpha_req"] is None
-    assert reasons["alpha_req"] == "ranks 11 to 100 reach past the rank 30 of the data"
-    assert metrics.describe(spectrum_of_rows(rows_nd), (5, 30))[0]["alpha_req"] is not None
-
-
-def test_rankme_garrido_of_deficient_features() -> None:
-    """Round-off in 700 empty directions adds up to nothing."""
-    rows_nd = torch.randn(900, 20, dtype=torch.float64) @ torch.randn(20, 300, dtype=torch.float64)
-    sigma = np.linalg.svd(rows_nd.numpy(), compute_uv=False)[:20]
-    wanted = math.exp(-sum(p * math.log(p) for p in sigma / sigma.sum()))
-    got, _ = metrics.describe(spectrum_of_rows(rows_nd), (2, 10))
-    assert got["rankme_garrido"] == pytest.approx(wanted, rel=1e-9)
-
-
-def test_zero_spectrum_is_nan_everywhere() -> None:
-    zero = torch.zeros(20)
-    found = [
-        metrics.rankme(zero),
-        metrics.rankme_garrido(zero),
-        *metrics.alpha_req(zero, (2, 9)),
-        metrics.participation_ratio(zero),
-        metrics.stable_rank(zero),
-        metrics.top_share(zero, 1),
-    ]
-    assert all(math.isnan(value) for value in found)
+@pytest.mark.parametrize("name", [name for name in ALL if name != "rank"])
+def test_zero_spectrum_is_nan(name: str) -> None:
+    assert math.isnan(ALL[name](torch.zeros(40)))
 
 
 def test_python_floats_keep_their_digits() -> None:
@@ -283,15 +152,12 @@ def test_results_are_float64_scalars(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: metrics.rankme([]), r"spectrum of shape \(0,\)"),
-        (lambda: metrics.rankme(torch.ones(2, 3)), r"spectrum of shape \(2, 3\).*one-dimensional"),
+        (lambda: metrics.rankme([]), r"a spectrum of shape \(0,\)"),
+        (lambda: metrics.rankme(torch.ones(2, 3)), r"a spectrum of shape \(2, 3\).*give \(r,\) real numbers"),
         (lambda: metrics.rankme([1.0], eps=-1e-7), r"eps=-1e-07 is no share: give"),
-        (lambda: metrics.rankme([1.0], top=0), r"top=0 keeps no eigenvalue: give"),
-        (lambda: metrics.top_share([1.0], 0), r"k=0 takes no direction: give"),
-        (
-            lambda: metrics.alpha_req(torch.ones(45)),
-            r"window=\(11, 100\) reaches past the 45 eigenvalues.*end it at 45",
-        ),
+        (lambda: metrics.rankme([1.0], top=0), r"top=0 takes nothing of a spectrum: give a positive"),
+        (lambda: metrics.top_share([1.0], 0), r"k=0 takes nothing of a spectrum: give a positive"),
+        (lambda: metrics.alpha_req(torch.ones(45)), r"window=\(11, 100\) reaches past the 45.*end it at 45"),
     ],
 )
 def test_refusals(call, message: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -230,21 +229,26 @@ NASTY: list[Any] = [
 BYTES = [b"\0", b"\xff\xfe", b"\r\n", b"\n", b"NaN", b"[" * 20_000, b"9" * 5000, b"\xef\xbb\xbf", b'"', b"}"]
 
 
-def hostile_file(seed: int) -> bytes:
-    draw = random.Random(seed)
-    heights = [9.0, 5.0, 3.0, 5.0, 9.0, 17.0, 30.0, 31.0]
-    whole: list[dict[str, Any]] = [{"kind": "header", "schema": 1, "run_id": "x", "resumed_from": None, "settings": {}}]
-    line = {"kind": "record", "probe": "p", "layer": "layer3", "n": 64, "d": 16, "alpha_window": [2, 8]}
-    whole += [line | {"step": 4**k, "rankme": height} for k, height in enumerate(heights)]
-    for _ in range(draw.choice([0, 1, 2])):
-        changed = draw.choice(whole)
-        changed[draw.choice([*changed, "kind", "x/y"])] = draw.choice(NASTY)
-    found = bytearray("".join(json.dumps(line) + "\n" for line in whole).encode())
-    for _ in range(draw.choice([0, 1, 3])):
-        at = draw.randrange(len(found) + 1)
-        kept = [found[at : at + draw.randrange(60)], draw.choice(BYTES), found[at // 2 : at // 2 + 200]]
-        found[at : at + len(kept[0])] = draw.choice([b"", kept[1], kept[2]])
-    return bytes(found)
+LINE = {
+    "kind": "record",
+    "probe": "p",
+    "layer": "l",
+    "n": 64,
+    "d": 16,
+    "alpha_window": [2, 8],
+    "step": 4,
+    "rankme": 9.0,
+}
+HEADER = {"kind": "header", "schema": 1, "run_id": "x", "resumed_from": None, "settings": {}}
+WHOLE = st.sampled_from([HEADER, *(LINE | {"step": 4**k, "rankme": 2.0 + (k - 3) ** 2} for k in range(8))])
+CHANGED = st.builds(
+    lambda line, key, value: line | {key: value}, WHOLE, st.sampled_from([*LINE, *HEADER]), st.sampled_from(NASTY)
+)
+TEXTS = st.one_of(WHOLE, CHANGED).map(lambda line: json.dumps(line).encode())
+TORN = st.builds(lambda text, at, damage: text[:at] + damage, TEXTS, st.integers(0, 90), st.sampled_from(BYTES))
+FILES = st.builds(
+    lambda pieces, end: b"\n".join(pieces) + end, st.lists(st.one_of(TEXTS, TEXTS, TORN)), st.sampled_from(BYTES)
+)
 
 
 def plain_reader(content: bytes) -> list[dict[str, Any]]:
@@ -269,8 +273,7 @@ def plain_reader(content: bytes) -> list[dict[str, Any]]:
 def test_hostile_record_files(tally: Callable[..., None], tmp_path: Path, count: int) -> None:
     file = tmp_path / "geometry.jsonl"
 
-    def check(seed: int) -> None:
-        content = hostile_file(seed)
+    def check(content: bytes) -> None:
         file.write_bytes(content)
         for reader in (read_records, phases_of_file):
             try:
@@ -280,7 +283,7 @@ def test_hostile_record_files(tally: Callable[..., None], tmp_path: Path, count:
             else:
                 assert reader is not read_records or found == plain_reader(content)
 
-    survive(tally, "hostile record file", st.integers(0, 2**32), check, count)
+    survive(tally, "hostile record file", FILES, check, count)
 
 
 @pytest.mark.fault

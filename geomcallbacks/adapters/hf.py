@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -17,26 +17,19 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.integrations import TensorBoardCallback, WandbCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
+from geomcallbacks.adapters.callback import Monitored
 from geomcallbacks.adapters.siblings import siblings
-from geomcallbacks.adapters.tracker import Row, TrackerQueue, wandb_histograms
-from geomcallbacks.running.base import RunMonitor
+from geomcallbacks.adapters.tracker import Row, wandb_histograms
 
 
-class MonitorCallback(TrainerCallback):
+class MonitorCallback(Monitored, TrainerCallback):
     """Drive a monitor by the Trainer's hooks: at update 0, after each update, and at the last.
 
-    Args:
-        monitor: what measures.
-        row: turns what the monitor's `step` gives into a row of the trackers.
-        file: name of the record file in `args.output_dir`, where the monitor was given none.
+    The record file lies in `args.output_dir`, where the monitor was given none.
     """
 
-    def __init__(self, monitor: RunMonitor, row: Callable[[Any, Any], Row], file: str) -> None:
-        self.monitor = monitor
-        self._row, self._file = row, file
-        self._queue = TrackerQueue()
-        self._siblings: list[TrainerCallback] = []
-        self._stopped_by_signal = False
+    _siblings: Sequence[TrainerCallback] = ()
+    _stopped_by_signal = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -66,7 +59,8 @@ class MonitorCallback(TrainerCallback):
         """Measure, if it is due after this update."""
         # Trainer tells nobody of SIGTERM: with `enable_jit_checkpoint` it saves, and stops before the last update.
         stops_early = control.should_training_stop and state.global_step < state.max_steps
-        self._stopped_by_signal = stops_early and any(getattr(s, "jit_manager", None) for s in self._siblings)
+        if stops_early and any(getattr(sibling, "jit_manager", None) for sibling in self._siblings):
+            self._stopped_by_signal = True
         self._step(args, state, control, kwargs["model"])
 
     def on_epoch_end(
@@ -105,9 +99,11 @@ class MonitorCallback(TrainerCallback):
         return f"geomcallbacks {self.monitor.key}"
 
     def _is_ending(self) -> bool:
-        """Whether SIGTERM has come, as far as Trainer knows."""
+        """Whether SIGTERM has come, as far as Trainer knows: it forgets once it has saved, and we do not."""
         managers = [getattr(sibling, "jit_manager", None) for sibling in self._siblings]
-        return self._stopped_by_signal or any(m is not None and m.is_checkpoint_requested for m in managers)
+        if any(manager is not None and manager.is_checkpoint_requested for manager in managers):
+            self._stopped_by_signal = True
+        return self._stopped_by_signal
 
     def _log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, row: Row) -> None:
         if not row.values:

@@ -5,29 +5,23 @@ Importing this imports no training framework; `geomcallbacks.behaviour.hf` holds
 
 from __future__ import annotations
 
-from geomcallbacks.behaviour.choices import Choices
-from geomcallbacks.behaviour.completions import Completions
-from geomcallbacks.behaviour.continuations import continuations, trivia_rows
-from geomcallbacks.behaviour.diversity import answer_entropy, distinct_answers, distinct_n, self_bleu
 from geomcallbacks.behaviour.infinigram.api import InfiniGramAPI
 from geomcallbacks.behaviour.infinigram.index import InfiniGramIndex
-from geomcallbacks.behaviour.intervention import SpectralIntervention
-from geomcallbacks.behaviour.loss import CompletionLoss, completion_logprobs
-from geomcallbacks.behaviour.memorisation import Memorisation, NgramScores, ngram_scores
+from geomcallbacks.behaviour.infinigram.scores import NgramScores, ngram_scores
+from geomcallbacks.behaviour.measures.accuracy import ChoiceAccuracy
+from geomcallbacks.behaviour.measures.intervention import SpectralIntervention
+from geomcallbacks.behaviour.measures.loss import CompletionLoss, completion_logprobs
+from geomcallbacks.behaviour.measures.memorisation import Memorisation
+from geomcallbacks.behaviour.measures.preference import PreferenceScore, preference
+from geomcallbacks.behaviour.measures.primacy import FrequencyLoss, first_below, learned_at
+from geomcallbacks.behaviour.measures.rollouts import RolloutScore
 from geomcallbacks.behaviour.monitor import BehaviourMonitor
-from geomcallbacks.behaviour.option_scores import ChoiceAccuracy
-from geomcallbacks.behaviour.passk import pass_at_k, pass_at_k_curve
-from geomcallbacks.behaviour.preference import PreferenceScore, preference
-from geomcallbacks.behaviour.primacy import (
-    FrequencyLoss,
-    first_below,
-    learned_at,
-    load_counts,
-    save_counts,
-    token_counts,
-)
-from geomcallbacks.behaviour.rollouts import RolloutScore
-from geomcallbacks.behaviour.sampling import Rollouts, sample
+from geomcallbacks.behaviour.rows.choices import Choices
+from geomcallbacks.behaviour.rows.completions import Completions, continuations
+from geomcallbacks.behaviour.rows.counts import load_counts, save_counts, token_counts
+from geomcallbacks.behaviour.sampling.diversity import answer_entropy, distinct_answers, distinct_n, self_bleu
+from geomcallbacks.behaviour.sampling.draw import Rollouts, sample
+from geomcallbacks.behaviour.sampling.passk import pass_at_k, pass_at_k_curve
 
 __all__ = [
     "BehaviourMonitor",
@@ -60,5 +54,4 @@ __all__ = [
     "save_counts",
     "self_bleu",
     "token_counts",
-    "trivia_rows",
 ]

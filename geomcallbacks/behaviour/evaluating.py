@@ -9,17 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from geomcallbacks.reading import locate
 from geomcallbacks.reading.device import device_of
-from geomcallbacks.reading.locate import (
-    find_root,
-    longest_of,
-    refuse_sharded,
-    refuse_unsupported,
-    unwrap,
-    vocabulary_of,
-)
-from geomcallbacks.reading.no_trace import leave_no_trace
-from geomcallbacks.settings import Settings
+from geomcallbacks.reading.reader import leave_no_trace
+from geomcallbacks.settings import ReadingSettings
 
 
 def language_model_of(model: nn.Module) -> Any:
@@ -28,14 +21,12 @@ def language_model_of(model: nn.Module) -> Any:
     Raises:
         ValueError: there is none or there are several, it has no head, or its parameters are sharded.
     """
-    inner = unwrap(model)
-    refuse_sharded(inner)
-    refuse_unsupported(inner)
-    _, found = find_root(inner, None, by_name=False)
+    inner = locate.unwrap(model)
+    locate.refuse_sharded(inner)
+    locate.refuse_unsupported(inner)
+    _, found = locate.find_root(inner, None, by_name=False)
     if found.get_output_embeddings() is None:  # type: ignore[operator]
-        raise ValueError(
-            f"{type(found).__name__} has no language-model head: give a model such as AutoModelForCausalLM's"
-        )
+        raise ValueError(f"{type(found).__name__} has no language-model head: give one such as AutoModelForCausalLM's")
     return found
 
 
@@ -46,21 +37,10 @@ def evaluating(model: nn.Module) -> Iterator[Any]:
     """
     found = language_model_of(model)
     # Not the cached autocast of training: a weight cached here without gradients would be used by the next update.
-    with leave_no_trace(model), torch.no_grad(), Settings().autocast(device_of(found)):
+    with leave_no_trace(model), torch.no_grad(), ReadingSettings().autocast(device_of(found)):
         yield found
 
 
-def check_tokens(model: nn.Module, what: str, largest: int, longest: int) -> None:
-    """Raise ``ValueError`` where the model's vocabulary or its positions do not reach so far."""
-    found = language_model_of(model)
-    vocabulary, positions = vocabulary_of(found), longest_of(found)
-    if vocabulary is not None and largest >= vocabulary:
-        raise ValueError(
-            f"{what} hold token id {largest}, and the model's vocabulary ends at {vocabulary - 1}: tokenise with the"
-            " model's own tokenizer"
-        )
-    if positions is not None and longest > positions:
-        raise ValueError(
-            f"{what} reach {longest} tokens, and the model has {positions} positions: shorten them (max_length,"
-            " max_new_tokens)"
-        )
+def check_tokens(model: nn.Module, name: str, largest: int, longest: int) -> None:
+    """Raise ``ValueError`` where the model's vocabulary or its positions do not reach as far as a set of rows."""
+    locate.check_tokens(language_model_of(model), f"the set of {name}", largest, longest)

@@ -1,6 +1,5 @@
 """The phases of a run, found on its curve of RankMe: `rule` states how."""
 
-from geomcallbacks.phases.rule import FEWEST_POINTS, PHASE_NAMES, Phase, find_phases
-from geomcallbacks.phases.tracker import PhaseTracker
+from geomcallbacks.phases.rule import FEWEST_POINTS, PHASE_NAMES, Phase, PhaseChange, PhaseTracker, find_phases
 
-__all__ = ["FEWEST_POINTS", "PHASE_NAMES", "Phase", "PhaseTracker", "find_phases"]
+__all__ = ["FEWEST_POINTS", "PHASE_NAMES", "Phase", "PhaseChange", "PhaseTracker", "find_phases"]

@@ -29,12 +29,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from geomcallbacks.phases.turning import Array, Stretch, direction, noise, stretches
+from geomcallbacks.statistics import finite
 
 #: Phases in the order of their numbers.
 PHASE_NAMES = ("warm-up", "entropy-seeking", "compression-seeking")
@@ -85,14 +86,13 @@ class Phase:
         return (self.alpha == "falls") == (self.rankme_end > self.rankme_start)
 
     def describe(self, unit: str = "update") -> str:
-        """In words: "entropy-seeking since update 32 (24–42): RankMe 3.7 → 5.1"."""
-        about = "" if self.start_interval is None else " ({:,g}–{:,g})".format(*self.start_interval)
-        return (
-            f"{self.name} since {unit} {self.start:,g}{about}: RankMe {self.rankme_start:.4g} → {self.rankme_end:.4g}"
-        )
+        """Say it in words: "entropy-seeking since update 32 (24–42): RankMe 3.7 → 5.1"."""
+        interval = "" if self.start_interval is None else " ({:,g}–{:,g})".format(*self.start_interval)
+        change = f"RankMe {self.rankme_start:.4g} → {self.rankme_end:.4g}"
+        return f"{self.name} since {unit} {self.start:,g}{interval}: {change}"
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values."""
+        """Return all of it as plain values."""
         return vars(self) | {"number": self.number, "agrees": self.agrees}
 
 
@@ -103,7 +103,7 @@ def find_phases(
     *,
     from_scratch: bool | None = None,
 ) -> list[Phase]:
-    """Phases of a curve, in order. The rule stands at the head of this module.
+    """Return the phases of a curve, in order. The rule stands at the head of this module.
 
     Args:
         steps: (n,) updates or tokens, in any order; where one comes twice, the later value counts.
@@ -116,72 +116,137 @@ def find_phases(
         Phases that touch each other; none where the curve has fewer than `FEWEST_POINTS` values or is flat.
 
     Raises:
-        ValueError: lengths differ, a step is negative, or a value is not positive.
+        ValueError: lengths differ, a step is negative, or a value is text or not positive.
     """
-    points = _points(steps, rankme, alpha)
+    points = _points(steps, rankme, [None] * len(steps) if alpha is None else alpha)
     if len(points) < FEWEST_POINTS:
         return []
     steps_n, rankme_n, alpha_n = _thinned(np.array(points)).T
     places, heights = _places(steps_n), np.log(rankme_n)
     found = stretches(heights, noise(places, heights, _NOISE_FLOOR), _LEAST_CHANGE, _short(places))
-    if not found:
-        return []
-    warm = not found[0].rises and _warms_up(steps_n, len(found), from_scratch)
-    names = ["warm-up" if warm and k == 0 else PHASE_NAMES[1 if s.rises else 2] for k, s in enumerate(found)]
-    ways = _alpha_ways(places, alpha_n, found)
+    names = [PHASE_NAMES[1 if stretch.rises else 2] for stretch in found]
+    if found and not found[0].rises and _warms_up(steps_n, len(found), from_scratch):
+        names[0] = PHASE_NAMES[0]
+    at, height = steps_n.tolist(), rankme_n.tolist()
     return [
         Phase(
-            name,
-            float(steps_n[s.first]),
-            float(steps_n[s.last]),
-            _at(steps_n, s.first_range),
-            _at(steps_n, s.last_range),
-            float(rankme_n[s.first]),
-            float(rankme_n[s.last]),
-            way,
+            name=name,
+            start=at[s.first],
+            end=at[s.last],
+            start_interval=_interval(at, s.first_range),
+            end_interval=_interval(at, s.last_range),
+            rankme_start=height[s.first],
+            rankme_end=height[s.last],
+            alpha=way,
         )
-        for name, s, way in zip(names, found, ways, strict=True)
+        for name, s, way in zip(names, found, _alpha_ways(places, alpha_n, found), strict=True)
     ]
 
 
+@dataclass(frozen=True)
+class PhaseChange:
+    """What a measurement has changed; as text (`str`), what is said of it.
+
+    Attributes:
+        kind: "began": the run has passed into `phase`. "withdrawn": it turns out not to have.
+        phase: the phase that began, or the one that did not last.
+        name: the phase in which the run is now; None where the curve shows none.
+    """
+
+    kind: Literal["began", "withdrawn"]
+    phase: Phase
+    name: str | None
+
+    def __str__(self) -> str:
+        if self.kind == "began":
+            return self.phase.describe()
+        now = "in no phase" if self.name is None else f"still {self.name}"
+        return f"{now}: {self.phase.name} since update {self.phase.start:,g} did not last"
+
+
+def phase_change(before: Sequence[Phase], now: Sequence[Phase]) -> PhaseChange | None:
+    """Compare the phases of a curve before and after a measurement.
+
+    Returns:
+        The change of the phase in which the run is. None where there is none, also where only the past was read anew.
+    """
+    old, new = [phase.name for phase in before], [phase.name for phase in now]
+    if old == new or (len(new) == len(old) + 1 and new[-1:] == old[-1:]):
+        return None
+    name = new[-1] if new else None
+    if len(new) >= len(old):
+        return PhaseChange("began", now[-1], name)
+    return PhaseChange("withdrawn", next(phase for phase in reversed(before) if phase.name != name), name)
+
+
+class PhaseTracker:
+    """The phases of a run while it goes on: `find_phases` over what has been measured so far.
+
+    Each measurement is another look, and each look has its one chance in twenty. Of runs that were nothing but noise of
+    3 or 10 %, a quarter were told of a phase at some time that was then taken back; of collapses and expansions as in
+    the published curves with 1 %, which is what small runs have, none.
+
+    Args:
+        from_scratch: as in `find_phases`.
+
+    Attributes:
+        phases: those of the curve so far; the last one goes on.
+    """
+
+    def __init__(self, from_scratch: bool | None = None) -> None:
+        self.from_scratch = from_scratch
+        self.phases: list[Phase] = []
+        self._points: list[tuple[int, float | None]] = []
+
+    @property
+    def name(self) -> str | None:
+        """The phase in which the run is; None where the curve does not show one yet."""
+        return self.phases[-1].name if self.phases else None
+
+    def add(self, step: int, rankme: float | None) -> PhaseChange | None:
+        """Take in a measurement, drop what was known of this update or later ones, and return what that changes."""
+        before = self.phases
+        self.load([*(point for point in self._points if point[0] < step), (step, rankme)])
+        return phase_change(before, self.phases)
+
+    def load(self, points: Sequence[tuple[int, float | None]]) -> None:
+        """Take in what a resumed run has measured: (step, RankMe)."""
+        self._points = list(points)
+        steps, values = [step for step, _ in points], [value for _, value in points]
+        self.phases = find_phases(steps, values, from_scratch=self.from_scratch)
+
+
 def _points(
-    steps: Sequence[float], rankme: Sequence[float | None], alpha: Sequence[float | None] | None
+    steps: Sequence[float], rankme: Sequence[float | None], alpha: Sequence[float | None]
 ) -> list[tuple[float, float, float]]:
-    """(step, RankMe, α or NaN) in order of the steps, without those that have no RankMe."""
-    others = [None] * len(steps) if alpha is None else alpha
-    if not len(steps) == len(rankme) == len(others):
-        sizes = f"{len(steps)} steps, {len(rankme)} values of RankMe, {len(others)} of α"
+    """Return (step, RankMe, α or NaN) in order of the steps, without those that have no RankMe."""
+    if not len(steps) == len(rankme) == len(alpha):
+        sizes = f"{len(steps)} steps, {len(rankme)} values of RankMe, {len(alpha)} of α"
         raise ValueError(f"{sizes}: give one of each for every measurement")
     points: dict[float, tuple[float, float, float]] = {}
-    for step, value, other in zip(steps, rankme, others, strict=True):
-        place, height, slope = _finite(step), _finite(value), _finite(other)
+    for step, value, slope in zip(steps, rankme, alpha, strict=True):
+        place, height, way = finite(step), finite(value), finite(slope)
         if place is None or place < 0 or 0 < place < _LEAST_STEP:
             raise ValueError(f"steps hold {step!r:.40}: give updates or tokens, counted from 0")
-        if height is None:
-            continue
-        if height <= 0:
-            raise ValueError(f"rankme is {value} at step {step}: RankMe is positive")
-        points[place] = (place, height, math.nan if slope is None else slope)
+        if isinstance(value, str) or (height is not None and height <= 0):
+            raise ValueError(f"rankme is {value} at step {step}: RankMe is a positive number")
+        if height is not None:
+            points[place] = (place, height, math.nan if way is None else way)
     return [points[step] for step in sorted(points)]
 
 
-def _finite(value: float | None) -> float | None:
-    """None for what is no number: NaN, infinite, or an integer that no float reaches."""
-    try:
-        return float(value) if value is not None and math.isfinite(value) else None
-    except OverflowError:
-        return None
-
-
 def _places(steps_n: Array) -> Array:
-    """log₁₀ of the steps; step 0 half a decade before the first positive one."""
+    """Return log₁₀ of the steps; step 0 half a decade before the first positive one."""
     first = steps_n[1] * 10**-_BEFORE_FIRST if steps_n[0] == 0 else steps_n[0]
     places: Array = np.log10(np.maximum(steps_n, first))
     return places
 
 
 def _thinned(points_n3: Array) -> Array:
-    """At most 200 points and the first one: the last in each 200th part of the log updates. The search is quadratic."""
+    """Return at most 200 points and the first one: the last in each 200th part of the log updates.
+
+    The search is quadratic.
+    """
     if len(points_n3) <= _MOST_POINTS:
         return points_n3
     places = _places(points_n3[:, 0])
@@ -192,7 +257,7 @@ def _thinned(points_n3: Array) -> Array:
 
 
 def _short(places: Array) -> NDArray[np.bool_]:
-    """(n, n) whether the points i … j, between others, span too little for a phase."""
+    """Return (n, n) whether the points i … j, between others, span too little for a phase."""
     number = np.arange(len(places))
     inner = (number[:, None] > 0) & (number[None, :] < len(places) - 1)
     found: NDArray[np.bool_] = inner & (places[None, :] - places[:, None] < _LEAST_SPAN - 1e-9)
@@ -207,19 +272,16 @@ def _warms_up(steps_n: Array, count: int, from_scratch: bool | None) -> bool:
 
 
 def _alpha_ways(places: Array, alpha_n: Array, found: list[Stretch]) -> list[str | None]:
+    """Return how α moves within each stretch."""
     known = np.isfinite(alpha_n)
     if not known.any():
         return [None] * len(found)
     alpha_n = alpha_n / max(1.0, float(np.abs(alpha_n[known]).max()))  # a square must stay within float64
-    floor = max(_NOISE_FLOOR * float(np.median(np.abs(alpha_n[known]))), 1e-12)
-    sigma = noise(places[known], alpha_n[known], floor)
-    ways: list[str | None] = []
-    for stretch in found:
-        inside = alpha_n[stretch.first : stretch.last + 1]
-        inside = inside[np.isfinite(inside)]
-        ways.append(_ALPHA_WAYS[direction(inside, sigma)] if len(inside) > 1 else None)
-    return ways
+    sigma = noise(places[known], alpha_n[known], max(_NOISE_FLOOR * float(np.median(np.abs(alpha_n[known]))), 1e-12))
+    inside = [alpha_n[stretch.first : stretch.last + 1] for stretch in found]
+    inside = [values[np.isfinite(values)] for values in inside]
+    return [_ALPHA_WAYS[direction(values, sigma)] if len(values) > 1 else None for values in inside]
 
 
-def _at(steps_n: Array, indices: tuple[int, int] | None) -> tuple[float, float] | None:
-    return None if indices is None else (float(steps_n[indices[0]]), float(steps_n[indices[1]]))
+def _interval(steps: list[float], indices: tuple[int, int] | None) -> tuple[float, float] | None:
+    return None if indices is None else (steps[indices[0]], steps[indices[1]])

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 from statistics import NormalDist
 
 import numpy as np
@@ -45,7 +44,7 @@ class Stretch:
 
 
 def noise(places: Array, values: Array, floor: float) -> float:
-    """Standard deviation of the scatter of `values` about a smooth curve.
+    """Return the standard deviation of the scatter of `values` about a smooth curve.
 
     From each point's distance to the straight line between its neighbours, of which the largest tenth (turning points,
     bends, outliers) is left out and made up for as in normal noise. Few points tell it badly, so 2/(n - 2) of it is
@@ -68,7 +67,7 @@ def noise(places: Array, values: Array, floor: float) -> float:
 
 
 def monotone_costs(values: Array) -> tuple[Array, Array]:
-    """Squared error of the best rising and of the best falling fit to every run of points.
+    """Return the squared error of the best rising and of the best falling fit to every run of points.
 
     Args:
         values: (n,) ordinates.
@@ -81,24 +80,24 @@ def monotone_costs(values: Array) -> tuple[Array, Array]:
     costs = np.full((2, n, n), np.inf)
     for way, signed in enumerate((values.tolist(), (-values).tolist())):
         for i in range(n):
-            costs[way, i, i:] = squares[i + 1 :] - squares[i] - _pooled(signed[i:])[2]
+            costs[way, i, i:] = squares[i + 1 :] - squares[i] - _pooled(signed[i:])
     return np.maximum(costs[0], 0.0), np.maximum(costs[1], 0.0)
 
 
 def direction(values: Array, sigma: float) -> int:
-    """Whether a curve rises (1), falls (-1) or does neither beyond its noise (0)."""
+    """Return whether a curve rises (1), falls (-1) or does neither beyond its noise (0)."""
     n = len(values)
     if n < _FEWEST:
         return 0
     centred = values - values.mean()
     flat = float((centred**2).sum())
-    rise, fall = (flat - _pooled((way * centred).tolist())[2][-1] for way in (1.0, -1.0))
+    rise, fall = (flat - _pooled((way * centred).tolist())[-1] for way in (1.0, -1.0))
     better = min(rise, fall) / sigma**2 + _charge(n, n)
     return 0 if flat / sigma**2 <= better else (1 if rise < fall else -1)
 
 
 def stretches(values: Array, sigma: float, least: float, short: NDArray[np.bool_] | None = None) -> list[Stretch]:
-    """The stretches of a curve that stand out of its noise.
+    """Return the stretches of a curve that stand out of its noise.
 
     Args:
         values: (n,) ordinates.
@@ -114,32 +113,32 @@ def stretches(values: Array, sigma: float, least: float, short: NDArray[np.bool_
     length = np.arange(n)[None, :] - np.arange(n)[:, None] + 1
     charge = _charge(n, np.maximum(length, 1))
     enough = length >= _FEWEST if short is None else (length >= _FEWEST) & ~short
-    rise, fall = (np.where(enough, cost / sigma**2, np.inf) for cost in monotone_costs(centred))
-    ways = {True: (rise, fall), False: (fall, rise)}
-    totals = [
-        (float(best[-1]), rises, count)
-        for rises, (first, second) in ways.items()
+    rising, falling = (np.where(enough, cost / sigma**2, np.inf) for cost in monotone_costs(centred))
+    errors = {1: (rising, falling), -1: (falling, rising)}  # by the way of the first stretch
+    found = [
+        (float(best[-1]), way, count)
+        for way, (first, second) in errors.items()
         for count, best in enumerate(_forward((first + charge, second + charge))[0])
         if count > 0 and np.isfinite(best[-1])
     ]
     flat = float((centred**2).sum()) / sigma**2
-    for total, rises, count in sorted(totals):
+    for total, first_way, count in sorted(found):
         if total >= flat:
             break
         # The charge says how many; where they turn is for the fit alone.
-        reached, came_from = _forward(ways[rises])
+        reached, came_from = _forward(errors[first_way])
         cuts = _cuts(came_from, count)
-        fit = _fit(centred, cuts, rises)
-        if np.abs(np.diff(fit[_ends(fit, cuts, rises)])).min() >= least:
-            turns = _ends(centred, cuts, rises)
-            around = [None, *_ranges(reached, ways[rises], count), None]
-            parts = zip(pairwise(turns), pairwise(around), strict=True)
-            return [Stretch(rises == (k % 2 == 0), *ends, *limits) for k, (ends, limits) in enumerate(parts)]
+        ways = [first_way, -first_way] * (count // 2) + [first_way] * (count % 2)
+        fit = _fit(centred, cuts, ways)
+        if np.abs(np.diff(fit[_ends(fit, cuts, ways)])).min() >= least:
+            ends = _ends(centred, cuts, ways)
+            limits = [None, *_ranges(reached, errors[first_way], count), None]
+            return [Stretch(ways[k] > 0, ends[k], ends[k + 1], limits[k], limits[k + 1]) for k in range(count)]
     return []
 
 
 def _smallest_mean(share: float) -> float:
-    """Mean of the smallest `share` of squared standard normals."""
+    """Return the mean of the smallest `share` of squared standard normals."""
     if share >= 1.0:
         return 1.0
     edge = NormalDist().inv_cdf((1.0 + share) / 2.0)
@@ -147,20 +146,17 @@ def _smallest_mean(share: float) -> float:
 
 
 def _charge(n: int, points: Array | int) -> Array | float:
+    """Return what a stretch of so many of n points is charged."""
     return _SEARCH * math.log(n) + _FREEDOM * np.log(points)
 
 
-def _pooled(values: list[float]) -> tuple[list[float], list[float], list[float]]:
-    """The rising fit by pooling adjacent violators, one point at a time.
-
-    Returns:
-        Means and sizes of the fit's level blocks, and the sum of squares of the fit to the first 1, 2, … points.
-    """
+def _pooled(values: list[float]) -> list[float]:
+    """Return the sum of squares of the best rising fit to the first 1, 2, … points, by pooling adjacent violators."""
     means: list[float] = []
-    sizes: list[float] = []
-    sums, running = [0.0], []
+    sizes: list[int] = []
+    sums, squares = [0.0], []
     for value in values:
-        mean, size = value, 1.0
+        mean, size = value, 1
         while means and means[-1] >= mean:
             other = sizes.pop()
             mean = (mean * size + means.pop() * other) / (size + other)
@@ -169,12 +165,12 @@ def _pooled(values: list[float]) -> tuple[list[float], list[float], list[float]]
         means.append(mean)
         sizes.append(size)
         sums.append(sums[-1] + size * mean * mean)
-        running.append(sums[-1])
-    return means, sizes, running
+        squares.append(sums[-1])
+    return squares
 
 
 def _forward(costs: tuple[Array, Array]) -> tuple[list[Array], list[NDArray[np.int64]]]:
-    """Least cost of the first p points in k stretches, and where the k-th then begins, for k = 0, 1, …
+    """Return the least cost of the first p points in k stretches, and where the k-th then begins, for k = 0, 1, …
 
     `costs` are those of the first stretch's direction and of the other.
     """
@@ -190,34 +186,35 @@ def _forward(costs: tuple[Array, Array]) -> tuple[list[Array], list[NDArray[np.i
 
 
 def _cuts(came_from: list[NDArray[np.int64]], k: int) -> list[int]:
-    """[0, p₁, …, n]: how many points lie before each stretch."""
+    """Return [0, p₁, …, n]: how many points lie before each stretch."""
     cuts = [len(came_from[0]) - 1]
     for count in range(k, 0, -1):
         cuts.append(int(came_from[count][cuts[-1]]))
     return cuts[::-1]
 
 
-def _fit(values: Array, cuts: list[int], rises: bool) -> Array:
-    """The fitted curve (n,)."""
-    parts = []
-    for k, (begin, end) in enumerate(pairwise(cuts)):
-        way = 1.0 if rises == (k % 2 == 0) else -1.0
-        means, sizes, _ = _pooled((way * values[begin:end]).tolist())
-        parts.append(way * np.repeat(means, np.array(sizes, dtype=int)))
-    return np.concatenate(parts)
+def _fit(values: Array, cuts: list[int], ways: list[int]) -> Array:
+    """Return the fitted curve (n,)."""
+    from scipy.optimize import isotonic_regression
+
+    parts = zip(np.split(values, cuts[1:-1]), ways, strict=True)
+    return np.concatenate([isotonic_regression(part, increasing=way > 0).x for part, way in parts])
 
 
-def _ends(values: Array, cuts: list[int], rises: bool) -> list[int]:
-    """Indices of first point, turning points and last point: of the two points beside a cut, the more extreme."""
+def _ends(values: Array, cuts: list[int], ways: list[int]) -> list[int]:
+    """Return the indices of the first point, the turning points and the last point.
+
+    A cut lies between two points. The curve turns at the higher one behind a rise, at the lower one behind a fall.
+    """
     ends = [0]
-    for k, cut in enumerate(cuts[1:-1]):
-        way = 1.0 if rises == (k % 2 == 0) else -1.0  # the stretch before ends in a peak or in a trough
-        ends.append(cut - 1 if way * values[cut - 1] >= way * values[cut] else cut)
+    for cut, way in zip(cuts[1:-1], ways, strict=False):
+        left_is_further = way * values[cut - 1] >= way * values[cut]
+        ends.append(cut - 1 if left_is_further else cut)
     return [*ends, len(values) - 1]
 
 
 def _ranges(reached: list[Array], costs: tuple[Array, Array], k: int) -> list[tuple[int, int]]:
-    """For each turning point, the points between which it lies in all descriptions that are nearly as good."""
+    """Return, for each turning point, the points between which it lies in all descriptions that are nearly as good."""
     n = len(costs[0])
     remaining = np.concatenate([np.full(n, np.inf), [0.0]])
     best = reached[k][n]

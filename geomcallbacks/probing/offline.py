@@ -13,7 +13,7 @@ import hashlib
 import os
 import re
 import sysconfig
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,8 @@ OTHER_DOMAIN = frozenset({"idlelib", "tkinter", "turtle.py", "turtledemo"})
 
 SKIPPED_FOLDERS = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages"})
 
-
+_SHINGLE_LINES = 5
+_DUPLICATE = 0.5  # share of a document's shingles
 _ENDS = "\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029"
 _LINE = re.compile(f"[^{_ENDS}]*(?:\r\n|[{_ENDS}])|[^{_ENDS}]+")
 
@@ -44,7 +45,7 @@ class Document:
 
 
 def python_documents(root: str | Path | None = None) -> list[Document]:
-    """Reads every ``*.py`` file below a folder, without tests and installed packages, in the order of their paths.
+    """Read every ``*.py`` file below a folder, without tests and installed packages, in the order of their paths.
 
     Args:
         root: The folder; None: the standard library of the running Python, about 12 MB.
@@ -62,17 +63,17 @@ def python_documents(root: str | Path | None = None) -> list[Document]:
     return documents
 
 
-def held_out_texts(parts: Collection[str] = ("probe", "id_test")) -> list[str]:
-    """Returns the texts of those parts of the standard library: by default what no stage of the recipes trains on."""
+def held_out_texts() -> list[str]:
+    """Return the texts of the standard library that no stage of the recipes trains on."""
     return [
         document.text
         for document, duplicate in near_duplicates(python_documents())
-        if not duplicate and document.text.strip() and part_of(document.path, OTHER_DOMAIN) in parts
+        if not duplicate and document.text.strip() and part_of(document.path, OTHER_DOMAIN) in ("probe", "id_test")
     ]
 
 
 def cut_texts(texts: Iterable[str], characters: int) -> list[str]:
-    """Cuts texts at line ends into pieces of at least so many characters that do not overlap; shorter ends go."""
+    """Cut texts at line ends into pieces of at least so many characters that do not overlap; shorter ends go."""
     pieces = []
     for text in texts:
         piece = ""
@@ -85,7 +86,7 @@ def cut_texts(texts: Iterable[str], characters: int) -> list[str]:
 
 
 def part_of(path: str, other_domain: frozenset[str] = frozenset()) -> str:
-    """Returns the part of a document: its name alone decides, in proportion to the shares in ``PARTS``."""
+    """Return the part of a document: its name alone decides, in proportion to the shares in ``PARTS``."""
     if path.split("/")[0] in other_domain:
         return "ood_test"
     shares = {part: share for part, share in PARTS.items() if part != "ood_test" or not other_domain}
@@ -97,25 +98,19 @@ def part_of(path: str, other_domain: frozenset[str] = frozenset()) -> str:
     return list(shares)[-1]
 
 
-def near_duplicates(
-    documents: Iterable[Document], shingle_lines: int = 5, threshold: float = 0.5
-) -> Iterator[tuple[Document, bool]]:
-    """Says of each document whether most of it was in the documents kept before it.
+def near_duplicates(documents: Iterable[Document]) -> Iterator[tuple[Document, bool]]:
+    """Say of each document whether most of it was in the documents kept before it.
 
-    A shingle is a run of ``shingle_lines`` consecutive lines, stripped, blank ones left out; a shorter
-    document is one shingle. A document is a near-duplicate if more than ``threshold`` of its distinct
-    shingles were seen. Exact shingles find what standard libraries have, copies with a changed header; they
-    do not find reworded prose.
+    A shingle is a run of five consecutive lines, stripped, blank ones left out; a shorter document is one shingle. A
+    document is a near-duplicate if more than half of its distinct shingles were seen. Exact shingles find what standard
+    libraries have, copies with a changed header; they do not find reworded prose.
     """
     seen: set[bytes] = set()
     for document in documents:
         lines = [line.strip() for line in document.text.splitlines() if line.strip()]
-        starts = range(max(1, len(lines) - shingle_lines + 1))
-        shingles = {
-            hashlib.blake2b("\n".join(lines[start : start + shingle_lines]).encode(), digest_size=8).digest()
-            for start in starts
-        }
-        duplicate = len(shingles & seen) > threshold * len(shingles)
+        runs = ("\n".join(lines[at : at + _SHINGLE_LINES]) for at in range(max(1, len(lines) - _SHINGLE_LINES + 1)))
+        shingles = {hashlib.blake2b(run.encode(), digest_size=8).digest() for run in runs}
+        duplicate = len(shingles & seen) > _DUPLICATE * len(shingles)
         if not duplicate:
             seen |= shingles
         yield document, duplicate

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The device on which the model computes: that of its first parameter, or of its mesh, which sharded parameters
-    that are kept in the host's memory are brought to.
+    """Return the device on which the model computes.
+
+    That of its first parameter, or of its mesh, which sharded parameters in the host's memory are brought to.
     """
     for parameter in model.parameters():
         if parameter.is_meta:  # accelerate brings its weights in block by block
@@ -21,12 +22,12 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def float64_device(device: torch.device) -> torch.device:
-    """The device on which float64 arithmetic for tensors of `device` is done: itself, but the CPU for MPS."""
+    """Return the device on which float64 arithmetic for tensors of `device` is done: itself, but the CPU for MPS."""
     return torch.device("cpu") if device.type == "mps" else device
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy of a CPU tensor on `device`, queued behind the work that is already there instead of waiting for it."""
+    """Return a copy of a CPU tensor on `device`, queued behind the work that is there instead of waiting for it."""
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)  # only pinned memory is copied without a wait
     return tensor.to(device, copy=True)

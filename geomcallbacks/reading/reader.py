@@ -8,32 +8,23 @@ and neither LM head nor cache is computed for the causal language models of Tran
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+import random
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from geomcallbacks.probe import ProbeBatch
-from geomcallbacks.probing.positions import Positions, picked, position_count
+from geomcallbacks.probing.positions import Positions, feature_places, position_count
+from geomcallbacks.reading import locate
 from geomcallbacks.reading.device import device_of, send
-from geomcallbacks.reading.locate import (
-    Layers,
-    ReadPoint,
-    backbone_of,
-    block_point,
-    find_root,
-    is_language_model,
-    layer_list,
-    longest_of,
-    refuse_unsupported,
-    submodule,
-    unwrap,
-    vocabulary_of,
-)
-from geomcallbacks.reading.sharding import Spread, entry_of, spread_of
+from geomcallbacks.reading.sharding import entry_of, spread_of
 
 #: Calls a model on tokens: (model, input_ids (b, t), attention_mask (b, t)) -> anything; hooks read the states.
 ForwardFn = Callable[[nn.Module, Tensor, Tensor], Any]
@@ -44,7 +35,7 @@ class _AllRead(BaseException):
 
 
 class Reader:
-    """What is called, and where it is read.
+    """What is called, and where it is read. Nothing of a measurement is kept here: one reader serves a whole run.
 
     The only causal language model found inside `model` is called without its head; where its parameters are sharded,
     through the outermost sharded module and with logits of the last position alone. `layers` counts as Transformers'
@@ -63,40 +54,33 @@ class Reader:
         called: the module that is called.
         points: where it is read.
         spread: how the model is spread over processes.
-        vocabulary, longest: token ids and positions that the model knows, where it says.
+        language_model: the language model that is read; None where it is another module.
 
     Raises:
         ValueError: no causal language model or several, an unknown layer or module, a model that cannot be read.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        layers: Layers = -1,
-        module: str | None = None,
-        forward: ForwardFn | None = None,
+        self, model: nn.Module, layers: locate.Layers = -1, module: str | None = None, forward: ForwardFn | None = None
     ) -> None:
-        self.spread: Spread = spread_of(model)
-        model = unwrap(model)
-        refuse_unsupported(model)
-        wanted = layer_list(layers)
-        if not wanted:
-            raise ValueError("layers=[] reads nothing: give a layer, or -1 for the last")
-        all_names = all(isinstance(layer, str) for layer in wanted)
-        root_name, root = find_root(model, module, by_name=forward is not None or all_names)
-        self.vocabulary: int | None = None
-        self.longest: int | None = None
-        self._reads_backbone = is_language_model(root) and forward is None
-        self._resolve_call(model, root, forward)
+        self.spread = spread_of(model)
+        model = locate.unwrap(model)
+        locate.refuse_unsupported(model)
+        named = [isinstance(layer, str) for layer in locate.layer_list(layers)]
+        root_name, root = locate.find_root(model, module, by_name=forward is not None or all(named))
+        self.called: nn.Module = model
+        self._forward: Callable[[nn.Module, Tensor, Any], Any] = forward or _call_plain
+        self.language_model = root if locate.is_language_model(root) and forward is None else None
+        if self.language_model is not None:
+            self.called, self._forward = locate.backbone_of(root), _call_backbone
+            if self.spread.sharded:
+                self.called, self._forward = entry_of(model, root), partial(_call_entry, root)
+        self.points = locate.read_points(root_name, root, layers)
         # A module may run more than once in a pass, and the last time counts; a block of a language model runs once.
         # Accelerate's own hooks must see the end of a block whose weights they had brought in.
-        numbered = self._reads_backbone and not any(isinstance(layer, str) for layer in wanted)
         offloads = any(hasattr(child, "_hf_hook") for child in self.called.modules())
-        self._stops_early = numbered and not self.spread.sharded and not offloads
-        self.points = [self._point(root_name, root, layer) for layer in wanted]
-        labels = [point.label for point in self.points]
-        if len(set(labels)) < len(labels):
-            raise ValueError(f"layers={layers!r} names a layer twice ({', '.join(labels)}): name each once")
+        by_blocks = self.language_model is not None and not any(named)
+        self._stops_early = by_blocks and not self.spread.sharded and not offloads
 
     @torch.no_grad()
     def read(self, batch: ProbeBatch, positions: Positions) -> tuple[dict[str, Tensor], Tensor]:
@@ -114,78 +98,102 @@ class Reader:
             ValueError: a layer gave something other than a (b, t, d) tensor, or was not reached.
         """
         device = device_of(self.called)
-        select = _selector(batch, positions, device)
+        pick = pick_positions(batch, positions, device)
         ids_bt = send(batch.input_ids_bt, device)
         # Without padding a mask says nothing, and attention without one may take a faster way.
-        needed = batch.padded or not self._reads_backbone
+        needed = batch.padded or self.language_model is None
         mask_bt = send(batch.mask_bt, device) if needed else None
         features: dict[str, Tensor] = {}
-        with ExitStack() as stack:
-            for point in self.points:
-                stack.callback(self._hook(point, select, batch, features).remove)
-            with suppress(_AllRead):
-                self._forward(self.called, ids_bt, mask_bt)
-        missing = [point.name for point in self.points if point.label not in features]
-        if missing:
-            raise ValueError(
-                f"layer {missing[0]!r} was not reached by the forward pass: read another, or give forward="
-            )
-        origin = batch.rows_b.repeat_interleave(position_count(batch.lengths_b, positions))
-        return features, origin
 
-    def _resolve_call(self, model: nn.Module, root: nn.Module, forward: ForwardFn | None) -> None:
-        self.called: nn.Module = model
-        self._forward: Callable[[nn.Module, Tensor, Any], Any] = forward or _call_plain
-        if not self._reads_backbone:
-            return
-        backbone = backbone_of(root)
-        self.vocabulary, self.longest = vocabulary_of(root), longest_of(root)
-        self.called, self._forward = backbone, _call_backbone
-        if self.spread.sharded:
-            self.called, self._forward = entry_of(model, root), partial(_call_entry, root)
-
-    def _point(self, root_name: str, root: nn.Module, layer: int | str) -> ReadPoint:
-        if isinstance(layer, str):
-            return ReadPoint(layer, layer, submodule(root, layer), "output")
-        if not is_language_model(root):
-            if layer != -1:
-                raise ValueError(
-                    f"layers={layer} counts the blocks of a Transformers model, and {type(root).__name__} is none: name"
-                    " the submodule to read instead"
-                )
-            return ReadPoint(root_name or "output", root_name, root, "output")
-        return block_point(root_name, root, layer)
-
-    def _hook(
-        self,
-        point: ReadPoint,
-        select: Callable[[Tensor], Tensor],
-        batch: ProbeBatch,
-        features: dict[str, Tensor],
-    ) -> torch.utils.hooks.RemovableHandle:
-        def keep(value: Any) -> None:
-            hidden = getattr(value, "last_hidden_state", value)
-            hidden = hidden[0] if isinstance(hidden, (tuple, list)) else hidden
-            expected = tuple(batch.input_ids_bt.shape)
-            if not isinstance(hidden, Tensor) or hidden.ndim != 3 or tuple(hidden.shape[:2]) != expected:
-                got = tuple(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__
-                raise ValueError(
-                    f"layer {point.name!r} gives {got}, not states of shape {(*expected, 'd')}: read another"
-                )
-            if hasattr(hidden, "full_tensor"):  # a DTensor: tensor parallelism may leave states in parts
-                hidden = hidden.full_tensor()
-            features[point.label] = select(hidden.detach())
+        def keep(point: locate.ReadPoint, value: Any) -> None:
+            features[point.label] = pick(_hidden_states(point, value, batch))
             if self._stops_early and len(features) == len(self.points) and point.module is not self.called:
                 raise _AllRead
 
-        if point.side == "output":
-            return point.module.register_forward_hook(lambda module, args, output: keep(output))
-        return point.module.register_forward_pre_hook(
-            lambda module, args, kwargs: keep(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
-        )
+        with ExitStack() as stack:
+            for point in self.points:
+                stack.callback(_hook(point, partial(keep, point)).remove)
+            with suppress(_AllRead):
+                self._forward(self.called, ids_bt, mask_bt)
+        missing = next((point.name for point in self.points if point.label not in features), None)
+        if missing is not None:
+            raise ValueError(f"layer {missing!r} was not reached by the forward pass: read another, or give forward=")
+        return features, batch.rows_b.repeat_interleave(position_count(batch.lengths_b, positions))
+
+
+@contextmanager
+def leave_no_trace(module: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode inside, and put back afterwards what a forward pass may change.
+
+    That is each submodule's own mode, attributes and buffers, and every random state. Compiled submodules run eagerly
+    inside: a hook added after the first compiled call would never fire, and the probe's shapes would make the training
+    graphs dynamic.
+    """
+    # Modes are attributes too; dynamic RoPE replaces buffers and attributes for a row longer than any before.
+    before = [(child, dict(vars(child)), dict(child._buffers)) for child in module.modules()]
+    cuda = {p.device for p in module.parameters() if p.device.type == "cuda"}
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[device.index for device in cuda]))
+        if "torch._dynamo" in sys.modules:  # nothing is compiled before that is loaded, and loading takes seconds
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        try:
+            for child, _, _ in before:
+                child.training = False
+            yield
+        finally:
+            for child, attributes, buffers in before:
+                for added in vars(child).keys() - attributes.keys():
+                    del vars(child)[added]
+                vars(child).update(attributes)
+                child._buffers.clear()
+                child._buffers.update(buffers)
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+
+
+def pick_positions(batch: ProbeBatch, positions: Positions, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Return a function from hidden states (b, t, d) to the features (m, d): the states of the wanted positions."""
+    if positions == "mean":
+        taken_bt1 = batch.mask_bt.bool()[..., None]
+        taken_bt1[:, 0] = False
+        taken_bt1 = send(taken_bt1, device)
+
+        def mean(hidden_btd: Tensor) -> Tensor:
+            # A masked sum, not a product with weights: autocast would round that, and 0 · inf in a padding is NaN.
+            wide_btd = hidden_btd.to(torch.promote_types(hidden_btd.dtype, torch.float32))
+            kept_bt1 = taken_bt1.to(hidden_btd.device)  # a layer may lie on another device than the first
+            return wide_btd.masked_fill(~kept_bt1, 0.0).sum(1) / kept_bt1.sum(1)
+
+        return mean
+    row_m, position_m = (send(part, device) for part in feature_places(batch.lengths_b, positions))
+    return lambda hidden_btd: hidden_btd[row_m.to(hidden_btd.device), position_m.to(hidden_btd.device)]
+
+
+def _hidden_states(point: locate.ReadPoint, value: Any, batch: ProbeBatch) -> Tensor:
+    """Return the hidden states (b, t, d) in what passes a hook, or raise ``ValueError`` where there are none."""
+    hidden = getattr(value, "last_hidden_state", value)
+    hidden = hidden[0] if isinstance(hidden, (tuple, list)) else hidden
+    expected = tuple(batch.input_ids_bt.shape)
+    if not isinstance(hidden, Tensor) or hidden.ndim != 3 or tuple(hidden.shape[:2]) != expected:
+        got = tuple(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__
+        raise ValueError(f"layer {point.name!r} gives {got}, not states of shape {(*expected, 'd')}: read another")
+    if hasattr(hidden, "full_tensor"):  # a DTensor: tensor parallelism may leave states in parts
+        hidden = hidden.full_tensor()
+    return hidden.detach()  # type: ignore[no-any-return]
+
+
+def _hook(point: locate.ReadPoint, keep: Callable[[Any], None]) -> RemovableHandle:
+    """Have `keep` called with what passes a point."""
+    if point.side == "output":
+        return point.module.register_forward_hook(lambda module, args, output: keep(output))
+    return point.module.register_forward_pre_hook(
+        lambda module, args, kwargs: keep(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+    )
 
 
 def _call_backbone(backbone: nn.Module, input_ids_bt: Tensor, mask_bt: Tensor | None) -> Any:
+    """Call the decoder of a Transformers model: neither logits nor a cache are computed."""
     return backbone(input_ids=input_ids_bt, attention_mask=mask_bt, use_cache=False)
 
 
@@ -196,29 +204,12 @@ def _call_entry(language_model: nn.Module, entry: nn.Module, input_ids_bt: Tenso
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
     if not takes_any and "input_ids" not in taken:
         return _call_plain(entry, input_ids_bt, mask_bt)
-    asked = {"attention_mask": mask_bt, "use_cache": False, "logits_to_keep": 1}
-    said = {name: value for name, value in asked.items() if name in known and (takes_any or name in taken)}
-    return entry(input_ids=input_ids_bt, **said)
+    wanted = {"attention_mask": mask_bt, "use_cache": False, "logits_to_keep": 1}
+    options = {name: value for name, value in wanted.items() if name in known and (takes_any or name in taken)}
+    return entry(input_ids=input_ids_bt, **options)
 
 
 def _call_plain(model: nn.Module, input_ids_bt: Tensor, mask_bt: Tensor | None) -> Any:
+    """Call any module on the tokens, with the mask where it takes one."""
     accepted = inspect.signature(model.forward).parameters
     return model(input_ids_bt, attention_mask=mask_bt) if "attention_mask" in accepted else model(input_ids_bt)
-
-
-def _selector(batch: ProbeBatch, positions: Positions, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """A function from hidden states (b, t, d) to the features (m, d) of the wanted positions."""
-    if positions == "mean":
-        keep_bt1 = batch.mask_bt.bool()[..., None]
-        keep_bt1[:, 0] = False
-        keep_bt1 = send(keep_bt1, device)
-
-        def mean(hidden_btd: Tensor) -> Tensor:
-            # A masked sum, not a product with weights: autocast would round that, and 0 · inf in a padding is NaN.
-            wide_btd = hidden_btd.to(torch.promote_types(hidden_btd.dtype, torch.float32))
-            kept_bt1 = keep_bt1.to(hidden_btd.device)  # a layer may lie on another device than the first
-            return wide_btd.masked_fill(~kept_bt1, 0.0).sum(1) / kept_bt1.sum(1)
-
-        return mean
-    row, position = (send(part, device) for part in picked(batch.lengths_b, positions))
-    return lambda hidden_btd: hidden_btd[row.to(hidden_btd.device), position.to(hidden_btd.device)]

@@ -7,6 +7,7 @@ that its shards are gathered for, and as often as all others.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,87 +40,79 @@ class Spread:
 
 
 def spread_of(model: nn.Module) -> Spread:
-    """How `model`, as the training loop holds it, is spread."""
+    """Return how `model`, as the training loop holds it, is spread."""
     if not (dist.is_available() and dist.is_initialized()):
         return Spread()
     from torch.distributed.tensor import DTensor
 
-    groups: tuple[Any, ...]
-    sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
-    states = _fsdp_states(model)
+    states = [module._get_fsdp_state() for module in _fsdp_modules(model)]
     partitioned: Any = next(filter(is_partitioned, model.parameters()), None)
+    distributed = any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    groups: tuple[Any, ...]
     if isinstance(model, nn.parallel.DistributedDataParallel):
         groups = (model.process_group,)
     elif states:
         # Where parameters lie on several meshes (experts), most rows differ over the widest.
-        groups = max((_data_parallel(info) for info in _mesh_infos(states)), key=_size, default=())
+        groups = max(_data_parallel_groups(states), key=_size, default=())
     elif partitioned is not None:
         groups = (partitioned.ds_process_group,)
     else:  # tensor parallel alone: other replicas are unknown, so that each reads all rows
-        groups = () if sharded else (dist.group.WORLD,)
+        groups = () if distributed else (dist.group.WORLD,)
     index = 0
     for group in groups:
         index = index * group.size() + group.rank()
     policies = [state._mp_policy.param_dtype for state in states]
-    dtype = next((dtype for dtype in policies if dtype is not None), None)
-    sharded = sharded or bool(states) or partitioned is not None
-    return Spread(groups, index, _size(groups), sharded, dtype)
+    return Spread(
+        groups,
+        index,
+        count=_size(groups),
+        sharded=distributed or bool(states) or partitioned is not None,
+        dtype=next((dtype for dtype in policies if dtype is not None), None),
+    )
 
 
 def entry_of(model: nn.Module, language_model: nn.Module) -> nn.Module:
-    """The module to call of a sharded model: the outermost FSDP module around the language model, else that itself;
-    under ZeRO-3 the whole model, whose first hook begins a pass.
+    """Return the module to call of a sharded model.
 
-    Called anywhere further inside, FSDP takes the module it meets first for its root, and later refuses the real one.
+    The outermost FSDP module around the language model, else that itself; under ZeRO-3 the whole model, whose first
+    hook begins a pass. Called anywhere further inside, FSDP takes the module it meets first for its root, and later
+    refuses the real one.
 
     Raises:
         ValueError: the whole model, under ZeRO-3, cannot be called with tokens.
     """
-    from torch.distributed.fsdp import FSDPModule
-
     if any(map(is_partitioned, model.parameters())):
         refuse_unreadable(model)
         return model
-    for module in model.modules():
-        if isinstance(module, FSDPModule) and any(child is language_model for child in module.modules()):
-            return module
-    return language_model
+    around = (module for module in _fsdp_modules(model) if any(child is language_model for child in module.modules()))
+    return next(around, language_model)
 
 
 def release(model: nn.Module) -> None:
-    """Put every FSDP module's parameters back into shards, since a root keeps them gathered for a backward pass; let
-    ZeRO-3 forget the pass.
-    """
-    from torch.distributed.fsdp import FSDPModule
-
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
+    """Put FSDP's parameters, which a root keeps gathered for a backward pass, into shards; let ZeRO-3 forget it."""
+    for module in _fsdp_modules(model):
+        module.reshard()
     if any(map(is_partitioned, model.parameters())):
         forget_pass(model)
 
 
-def _fsdp_states(model: nn.Module) -> list[Any]:
+def _fsdp_modules(model: nn.Module) -> list[Any]:
     from torch.distributed.fsdp import FSDPModule
 
-    return [module._get_fsdp_state() for module in model.modules() if isinstance(module, FSDPModule)]
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]
 
 
-def _mesh_infos(states: list[Any]) -> list[Any]:
-    groups: list[Any] = []
+def _data_parallel_groups(states: list[Any]) -> list[tuple[Any, ...]]:
+    """Return the process groups, of each mesh that FSDP has laid parameters on, over which rows differ."""
+    found = []
     for state in states:  # one parameter group to a module before torch 2.12, several since
         held = getattr(state, "_fsdp_param_groups", None)
-        groups += [state._fsdp_param_group] if held is None else held
-    return [group.mesh_info for group in groups if group is not None]
-
-
-def _data_parallel(info: Any) -> tuple[Any, ...]:
-    found = (getattr(info, name, None) for name in ("replicate_process_group", "shard_process_group"))
-    return tuple(group for group in found if group is not None)
+        for parameters in [state._fsdp_param_group] if held is None else held:
+            info = getattr(parameters, "mesh_info", None)
+            groups = [getattr(info, f"{kind}_process_group", None) for kind in ("replicate", "shard")]
+            found.append(tuple(group for group in groups if group is not None))
+    return found
 
 
 def _size(groups: tuple[Any, ...]) -> int:
-    size = 1
-    for group in groups:
-        size *= group.size()
-    return size
+    return math.prod(group.size() for group in groups)

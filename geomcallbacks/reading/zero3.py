@@ -1,7 +1,7 @@
 """DeepSpeed ZeRO-3, as far as reading a model that it has partitioned must know.
 
 Parameters are empty but while a module uses them: DeepSpeed's hooks gather them, in the order of modules that it has
-recorded of an earlier pass.
+recorded of an earlier pass. Tried with DeepSpeed 0.19.
 """
 
 from __future__ import annotations
@@ -20,17 +20,11 @@ def is_partitioned(parameter: Any) -> bool:
 
 def refuse_unreadable(model: nn.Module) -> None:
     """Raise ``ValueError`` where the module that ZeRO-3 took over cannot be called with tokens, or was not given."""
-    taken = inspect.signature(model.forward).parameters.values()
+    kind, taken = type(model).__name__, inspect.signature(model.forward).parameters.values()
     if not any(one.name == "input_ids" or one.kind is one.VAR_KEYWORD for one in taken):
-        raise ValueError(
-            f"{type(model).__name__} is partitioned by DeepSpeed ZeRO-3 as a whole, and its forward takes no input_ids:"
-            " give it a forward that hands them to the language model, or shard that by fully_shard instead"
-        )
+        raise ValueError(f"{kind}, partitioned by ZeRO-3, takes no input_ids: let its forward take them, or use FSDP2")
     if _coordinator(model) is None:
-        raise ValueError(
-            f"{type(model).__name__} is partitioned by DeepSpeed ZeRO-3, and the hook that begins a pass was not found:"
-            " give the engine or its whole module after deepspeed.initialize (tried with DeepSpeed 0.19)"
-        )
+        raise ValueError(f"{kind}, partitioned by ZeRO-3, has no hook that begins a pass: give DeepSpeed's own engine")
 
 
 def forget_pass(model: nn.Module) -> None:
@@ -46,21 +40,16 @@ def forget_pass(model: nn.Module) -> None:
 
 
 def _coordinator(model: nn.Module) -> Any:
-    """What gathers parameters; it is known to the hooks of the partitioned module alone."""
-    for hook in model._forward_pre_hooks.values():
-        owner = _held(hook, "get_param_coordinator")
-        if owner is not None:
-            return owner.get_param_coordinator()
-    return None
+    """Return what gathers parameters. The hooks of the partitioned module alone know it."""
+    owners = (_owner(hook) for hook in model._forward_pre_hooks.values())
+    return next((owner.get_param_coordinator() for owner in owners if owner is not None), None)
 
 
-def _held(function: Callable[..., Any], attribute: str) -> Any:
-    """The object with that attribute which a function's closure holds, or that of a function inside it."""
+def _owner(function: Callable[..., Any]) -> Any:
+    """Return what has the coordinator, from a function's closure or that of a function inside it."""
     for cell in getattr(function, "__closure__", None) or ():
         value = cell.cell_contents
-        if hasattr(value, attribute):
-            return value
-        found = _held(value, attribute) if inspect.isfunction(value) else None
+        found = value if hasattr(value, "get_param_coordinator") else _owner(value)
         if found is not None:
             return found
     return None

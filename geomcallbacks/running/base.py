@@ -91,8 +91,7 @@ class RunMonitor(ABC):
     def _prepare(self, model: nn.Module) -> None:
         """Resolve what is measured of the model; raise ``ValueError`` where model and arguments do not fit."""
 
-    @abstractmethod
-    def _begin(self, run: Run, model: nn.Module, step: int) -> None:
+    def _begin(self, run: Run, model: nn.Module, step: int) -> None:  # noqa: B027 (there may be nothing)
         """Do what else belongs to the start of a run whose file is open."""
 
     @abstractmethod

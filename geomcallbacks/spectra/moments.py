@@ -1,9 +1,9 @@
 """What is kept of the features while a probe is read: mean and second moment in float64, or the rows themselves.
 
-Both stores are filled batch by batch with `update`, and `all_reduce` turns every process's part into the whole, so
-that k processes end with what one would have. Neither ever centres by subtracting two large numbers: `Moments` uses
-the pairwise update of Chan, Golub and LeVeque (1979), `Rows` is centred when its spectrum is taken. Neither ever waits
-for the device: how many features a probe gives is known beforehand.
+Both stores take batch by batch (`update`), turn every process's part into the whole (`all_reduce`), so that k processes
+end with what one would have, and give what they hold (`finish`). Neither ever centres by subtracting two large numbers:
+`Moments` uses the pairwise update of Chan, Golub and LeVeque (1979), `Rows` is centred when its spectrum is taken.
+Neither ever waits for the device: how many features a probe gives is known beforehand.
 """
 
 from __future__ import annotations
@@ -23,45 +23,26 @@ _STRIP = 512
 
 
 class Moments:
-    """Count, mean (d,) and centred second moment M2 = Σ (x − mean)(x − mean)ᵀ (d, d) of the rows seen, in float64.
-
-    Rows wait until there is a block of them; reading the mean or M2 adds those that still wait.
-    """
+    """Mean and centred second moment of the rows seen. Rows wait until there is a block of them."""
 
     def __init__(self, d: int, device: torch.device | str = "cpu") -> None:
         device = float64_device(torch.device(device))
         self.d = d
-        self.count = 0
         self.eps = 0.0  # of the coarsest dtype that rows came in
-        self._waiting: list[Tensor] = []
+        self._count = 0
         self._added = 0  # rows that no longer wait
+        self._waiting: list[Tensor] = []
         self._mean = torch.zeros(d, dtype=torch.float64, device=device)
-        self._m2 = torch.zeros(d, d, dtype=torch.float64, device=device)
-
-    @property
-    def mean(self) -> Tensor:
-        """(d,) of all rows seen."""
-        self._add_waiting()
-        return self._mean
-
-    @property
-    def m2(self) -> Tensor:
-        """(d, d) of all rows seen."""
-        self._add_waiting()
-        for start, end in self._strips():
-            self._m2[start:end, end:] = self._m2[end:, start:end].T
-        return self._m2
+        self._m2 = torch.zeros(d, d, dtype=torch.float64, device=device)  # from the diagonal's strips down
 
     def update(self, rows_nd: Tensor, origin_n: Tensor | None = None) -> None:
-        """Add rows (n, d) of any floating dtype, which must not be changed afterwards; where they came from is not
-        kept.
-        """
+        """Add rows (n, d) of any floating dtype, which must not be changed afterwards. Their origin is not kept."""
         self.eps = max(self.eps, torch.finfo(rows_nd.dtype).eps)
         if len(rows_nd) == 0:
             return
         self._waiting.append(rows_nd)
-        self.count += len(rows_nd)
-        if self.count - self._added >= _BLOCK:
+        self._count += len(rows_nd)
+        if self._count - self._added >= _BLOCK:
             self._add_waiting()
 
     def prepare(self, counts_n: Tensor) -> None:
@@ -72,7 +53,7 @@ class Moments:
         """
         self._add_waiting()
         self._total = int(counts_n.sum())
-        self._shared_mean = self._mean * (self.count / self._total)
+        self._shared_mean = self._mean * (self._count / self._total)
 
     def all_reduce(self, groups: tuple[Any, ...]) -> None:
         """Make every process hold the moments of all processes' rows together, after `prepare`.
@@ -83,10 +64,20 @@ class Moments:
         for group in groups:
             dist.all_reduce(self._shared_mean, group=group)
         self._mean -= self._shared_mean  # in place: what remains is how far this process's mean lies from that of all
-        self._m2.addr_(self._mean, self._mean, alpha=self.count)
+        self._m2.addr_(self._mean, self._mean, alpha=self._count)
         for group in groups:
             dist.all_reduce(self._m2, group=group)
-        self.count, self._added, self._mean = self._total, self._total, self._shared_mean
+        self._count, self._added, self._mean = self._total, self._total, self._shared_mean
+
+    def finish(self) -> tuple[int, Tensor, Tensor]:
+        """Return number n, mean (d,) and centred second moment M2 (d, d) = Σ (x − mean)(x − mean)ᵀ of all rows seen.
+
+        In float64. A later `update` writes into the same M2.
+        """
+        self._add_waiting()
+        for start, end in self._strips():
+            self._m2[start:end, end:] = self._m2[end:, start:end].T
+        return self._count, self._mean, self._m2
 
     def _add_waiting(self) -> None:
         if not self._waiting:
@@ -95,20 +86,16 @@ class Moments:
         self._waiting = []
         mean = rows_nd.mean(0)
         rows_nd -= mean
-        self._shift(len(rows_nd), mean)
+        total = self._added + len(rows_nd)
+        delta = mean - self._mean
+        self._mean = self._mean + delta * (len(rows_nd) / total)
+        self._m2.addr_(delta, delta, alpha=self._added * len(rows_nd) / total)
+        self._added = total
         for start, end in self._strips():
             self._m2[start:, start:end].addmm_(rows_nd[:, start:].T, rows_nd[:, start:end])
 
     def _strips(self) -> list[tuple[int, int]]:
         return [(start, min(start + _STRIP, self.d)) for start in range(0, self.d, _STRIP)]
-
-    def _shift(self, count: int, mean: Tensor) -> None:
-        """What `count` rows of another mean bring to the count, to the mean and, by its distance, to M2."""
-        total = self._added + count
-        delta = mean - self._mean
-        self._mean = self._mean + delta * (count / total)
-        self._m2.addr_(delta, delta, alpha=self._added * count / total)
-        self._added = total
 
 
 class Rows:
@@ -128,23 +115,10 @@ class Rows:
         """Of the dtype that the rows came in."""
         return max(torch.finfo(rows.dtype).eps for rows in self._rows)
 
-    @property
-    def count(self) -> int:
-        """Rows held."""
-        return sum(len(rows) for rows in self._rows)
-
     def update(self, rows_nd: Tensor, origin_n: Tensor) -> None:
         """Add rows (n, d) and the probe row (n,), on the CPU, that each came from."""
         self._rows.append(rows_nd)
         self._origin.append(origin_n)
-
-    def stacked(self) -> tuple[Tensor, Tensor]:
-        """All rows (n, d) in float64, and their origin (n,) on the CPU, in the order of the probe's rows.
-
-        The order makes the result independent of how batches were cut and dealt to processes.
-        """
-        rows_nd, origin_n = self._in_order()
-        return rows_nd.to(float64_device(rows_nd.device)).to(torch.float64), origin_n
 
     def prepare(self, counts_n: Tensor) -> None:
         """Make room for all processes' rows. See `Moments.prepare`."""
@@ -161,6 +135,14 @@ class Rows:
         """Make every process hold all processes' rows, after `prepare`. See `Moments.all_reduce`."""
         for group in groups:
             dist.all_reduce(self._rows[0], group=group)
+
+    def finish(self) -> tuple[Tensor, Tensor]:
+        """Return all rows (n, d) in float64, and the probe row (n,), on the CPU, that each came from.
+
+        They stand in the order of the probe, however batches were cut and dealt to processes.
+        """
+        rows_nd, origin_n = self._in_order()
+        return rows_nd.to(float64_device(rows_nd.device)).to(torch.float64), origin_n
 
     def _in_order(self) -> tuple[Tensor, Tensor]:
         rows_nd, origin_n = torch.cat(self._rows), torch.cat(self._origin)

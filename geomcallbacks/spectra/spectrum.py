@@ -30,7 +30,6 @@ class Spectrum:
         mean_norm: 0-d, the Euclidean norm of the mean row.
         floor: 0-d, the eigenvalue up to which there may be nothing but the rounding of the features' own dtype.
         n: rows.
-        d: columns.
     """
 
     eigenvalues: Tensor
@@ -38,20 +37,21 @@ class Spectrum:
     mean_norm: Tensor
     floor: Tensor
     n: int
-    d: int
 
 
 def spectrum_of(store: Moments | Rows) -> Spectrum:
-    """The spectrum of everything a store has seen: at least one row."""
+    """Return the spectrum of everything a store has seen: at least one row."""
     if isinstance(store, Rows):
-        return spectrum_of_rows(store.stacked()[0], store.eps)
-    uncentred_dd = torch.addr(store.m2, store.mean, store.mean, alpha=store.count)
-    mean_square_d = uncentred_dd.diagonal() / store.count
-    return _spectrum(store.m2, uncentred_dd, store.mean, _floor(mean_square_d, store.eps), store.count, store.d)
+        rows_nd, _ = store.finish()
+        return spectrum_of_rows(rows_nd, store.eps)
+    n, mean_d, m2_dd = store.finish()
+    uncentred_dd = torch.addr(m2_dd, mean_d, mean_d, alpha=n)
+    floor = _floor(uncentred_dd.diagonal() / n, store.eps)
+    return _spectrum(m2_dd, uncentred_dd, mean_d, floor, n)
 
 
 def spectrum_of_rows(rows_nd: Tensor, eps: float | None = None) -> Spectrum:
-    """The spectrum of rows (n, d), any floating dtype, n at least one.
+    """Return the spectrum of rows (n, d), any floating dtype, n at least one.
 
     Args:
         rows_nd: the features.
@@ -61,33 +61,29 @@ def spectrum_of_rows(rows_nd: Tensor, eps: float | None = None) -> Spectrum:
         ValueError: they are no rows of real numbers, or not finite, or so large that float64 does not hold a square.
     """
     if rows_nd.ndim != 2 or rows_nd.numel() == 0 or not rows_nd.is_floating_point():
-        raise ValueError(
-            f"rows_nd of shape {tuple(rows_nd.shape)}, dtype {rows_nd.dtype}, are no features: give (n, d) of a"
-            " floating dtype, n and d at least one"
-        )
-    n, d = rows_nd.shape
+        raise ValueError(f"rows_nd of shape {tuple(rows_nd.shape)} is {rows_nd.dtype}: give features (n, d) of floats")
     eps = torch.finfo(rows_nd.dtype).eps if eps is None else eps
     rows_nd = rows_nd.to(torch.float64)
-    mean = rows_nd.mean(0)
+    mean_d = rows_nd.mean(0)
     floor = _floor(rows_nd.square().mean(0), eps)
-    return _spectrum(*_smaller_grams(rows_nd - mean, mean), mean, floor, n, d)
+    return _spectrum(*_smaller_grams(rows_nd - mean_d, mean_d), mean_d, floor, len(rows_nd))
 
 
 def _floor(mean_square_d: Tensor, eps: float) -> Tensor:
-    """Four times the variance eps² x²/12 that rounding gives a typical column x, the edge of noise at n = d.
+    """Return four times the variance eps² x²/12 that rounding gives a typical column x, the edge of noise at n = d.
 
-    The median column, since a few outlier columns put their larger rounding into as few directions.
+    Typical is the median column, since a few outlier columns put their larger rounding into as few directions.
     """
     return mean_square_d.median() * eps**2 / 3
 
 
-def _spectrum(centred: Tensor, uncentred: Tensor, mean: Tensor, floor: Tensor, n: int, d: int) -> Spectrum:
-    """From the Gram matrices, (d, d) or (n, n), of the centred and of the uncentred rows."""
-    mean_norm = mean.norm()
+def _spectrum(centred: Tensor, uncentred: Tensor, mean_d: Tensor, floor: Tensor, n: int) -> Spectrum:
+    """Return the spectrum from the Gram matrices, (d, d) or (n, n), of the centred and of the uncentred rows."""
+    mean_norm = mean_d.norm()
     eigenvalues = _descending_eigenvalues(centred)[: n - 1] / max(n - 1, 1)
     # Equal rows leave the round-off of their own mean behind, which is no variance.
     varies = eigenvalues.sum() > ((mean_norm * _ROUND_OFF) ** 2).clamp_min(_UNDERFLOW)
-    squared = _descending_eigenvalues(uncentred)[: min(n, d)]
+    squared = _descending_eigenvalues(uncentred)[:n]
     # The root lifts round-off of 1e-16 to 1e-8, enough of it to count in an entropy: below the solver's error is zero.
     error = squared[0] * len(squared) ** 0.5 * torch.finfo(squared.dtype).eps
     return Spectrum(
@@ -96,12 +92,11 @@ def _spectrum(centred: Tensor, uncentred: Tensor, mean: Tensor, floor: Tensor, n
         mean_norm=mean_norm,
         floor=floor,
         n=n,
-        d=d,
     )
 
 
 def _smaller_grams(centred_nd: Tensor, mean_d: Tensor) -> tuple[Tensor, Tensor]:
-    """The Gram matrix, (d, d) or (n, n), of the centred rows, and that of the rows with their mean added back.
+    """Return the Gram matrix, (d, d) or (n, n), of the centred rows, and that of the rows with their mean added back.
 
     The second costs no second product: it differs from the first by terms of rank one.
     """

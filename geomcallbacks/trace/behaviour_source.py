@@ -7,11 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from geomcallbacks.behaviour.choices import Choices
-from geomcallbacks.behaviour.intervention import SpectralIntervention
-from geomcallbacks.behaviour.memorisation import Memorisation
+from geomcallbacks.behaviour import ChoiceAccuracy, Choices, Memorisation, SpectralIntervention
 from geomcallbacks.behaviour.monitor import Measure
-from geomcallbacks.behaviour.option_scores import ChoiceAccuracy
 from geomcallbacks.probe import ProbeSet
 from geomcallbacks.settings import ReadingSettings
 from geomcallbacks.trace.rows import hub_rows, jsonl_rows

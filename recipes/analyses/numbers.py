@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from geomcallbacks import read_records
-from geomcallbacks.behaviour.primacy import learned_at
+from geomcallbacks.behaviour import learned_at
 from geomcallbacks.phases import Phase, find_phases
 from geomcallbacks.statistics import spearman
 
@@ -29,7 +29,7 @@ def analyse(live: Path, behaviour: Path, traced: Path, intervention: Path) -> di
     own = read_records(live)
     curves = by_curve(read_records(traced))
     last_layer = list(dict.fromkeys(layer for _, layer in curves))[-1]
-    did = read_records(behaviour)
+    beside = read_records(behaviour)
     phases = find_phases(*columns(own))
     return {
         "probe": {key: own[0][key] for key in ("fingerprint", "n", "d", "positions", "alpha_window", "precision")},
@@ -37,8 +37,8 @@ def analyse(live: Path, behaviour: Path, traced: Path, intervention: Path) -> di
         "turning_points": turns(own),
         "layers": {layer: curve_numbers(rows) for (probe, layer), rows in curves.items() if probe == "probe"},
         "probes": {probe: curve_numbers(rows) for (probe, layer), rows in curves.items() if layer == last_layer},
-        "behaviour": {name: behaviour_numbers(name, own, did, phases) for name in BEHAVIOUR if name in did[0]},
-        "bands": band_numbers(did),
+        "behaviour": {name: behaviour_numbers(name, own, beside, phases) for name in BEHAVIOUR if name in beside[0]},
+        "bands": band_numbers(beside),
         "intervention": read_records(intervention),
         "traced_off": largest_difference(own, curves["probe", last_layer]),
     }
@@ -70,14 +70,14 @@ def turns(rows: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def behaviour_numbers(
-    name: str, own: Sequence[Record], did: Sequence[Record], phases: Sequence[Phase]
+    name: str, own: Sequence[Record], beside: Sequence[Record], phases: Sequence[Phase]
 ) -> dict[str, Any]:
     """Return where a number of behaviour starts, is highest and ends, and its rank correlation with the geometry.
 
     The correlation is over all measured updates, and over those of each phase of which there are four or more: behind
     its start, up to its end; of phases of one name the last.
     """
-    values = {row["step"]: row[name] for row in did if row.get(name) is not None}
+    values = {row["step"]: row[name] for row in beside if row.get(name) is not None}
     first, *_, last = steps = sorted(values)
     top = max(steps, key=values.__getitem__)
     gain = values[last] - values[first]
@@ -98,10 +98,10 @@ def behaviour_numbers(
     }
 
 
-def band_numbers(did: Sequence[Record]) -> dict[str, dict[str, float | None]]:
+def band_numbers(beside: Sequence[Record]) -> dict[str, dict[str, float | None]]:
     """Return start, end and the update of half the drop of the loss of each token-frequency band."""
-    halves = learned_at(did) if "primacy/band_1" in did[0] else {}
-    ends = {band: {"start": did[0][f"primacy/{band}"], "end": did[-1][f"primacy/{band}"]} for band in halves}
+    halves = learned_at(beside) if "primacy/band_1" in beside[0] else {}
+    ends = {band: {"start": beside[0][f"primacy/{band}"], "end": beside[-1][f"primacy/{band}"]} for band in halves}
     return {band.removeprefix("band_"): ends[band] | {"half_of_drop_at": half} for band, half in halves.items()}
 
 

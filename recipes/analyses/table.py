@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from writing.markdown import table
+from writing.page import fill
 
 
 def render(numbers: Mapping[str, Any]) -> str:
-    """Return the report of what `numbers.analyse` gives."""
-    probe = numbers["probe"]
-    window = "–".join(map(str, probe["alpha_window"]))
-    parts = [
-        "# Analysis of a pretraining run",
-        f"Probe {probe['fingerprint']}: n = {probe['n']:,}, d = {probe['d']}"
-        f"; α over ranks {window}. Updates in brackets.",
-        "## Phases",
-        phases_line(numbers["phases"]),
-        f"Tracing the checkpoints again gave RankMe to {numbers['traced_off']:.1e} of the logged value at worst.",
-        "## By layer",
-        curves_table("layer", numbers["layers"]),
-        "## Under other probes, at the last layer",
-        curves_table("probe", numbers["probes"]),
-        "## Behaviour beside the geometry",
-        behaviour_table(numbers["behaviour"]),
-    ]
-    if numbers["bands"]:
-        parts += ["## Loss by token frequency", bands_table(numbers["bands"])]
-    if numbers["intervention"]:
-        parts += ["## Spectral intervention", intervention_tables(numbers["intervention"])]
-    return "\n\n".join(parts) + "\n"
+    """Return page.md.jinja for what `numbers.analyse` gives."""
+    parts = (phases_line, curves_table, behaviour_table, bands_table, intervention_tables)
+    functions = {function.__name__: function for function in parts}
+    return fill(Path(__file__).with_name("page.md.jinja"), **functions, **numbers)
 
 
 def phases_line(phases: Sequence[Mapping[str, Any]]) -> str:

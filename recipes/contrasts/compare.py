@@ -11,6 +11,7 @@ from typing import Any, Literal
 from text.arithmetic import ANSWERS
 
 from contrasts.read import Contrast, Stage
+from contrasts.settings import ContrastSettings
 from contrasts.verdicts import Statement, crossing, judge, mean, of_stage, shown, slope
 
 MOST_TRIES = 256
@@ -22,15 +23,15 @@ Values = list[float | None]
 Curve = list[dict[str, Any]]
 
 
-def compare(found: Contrast, preset: str, seeds: Sequence[int], real: Mapping[str, Stage] | None) -> dict[str, Any]:
+def compare(found: Contrast, settings: ContrastSettings, real: Mapping[str, Stage] | None) -> dict[str, Any]:
     """Return every number and verdict, as JSON takes them. Lists go by seed."""
-    stages = {name: found.stages[name] for name in sorted(found.stages, key=_order)}
+    stages = found.stages
     grpo = {name: stage for name, stage in stages.items() if name in ("grpo", "grpo_base")}
     statements = [_finding(statement, stage) for name, stage in stages.items() for statement in of_stage(name)]
     others = [_finding(statement, stage) for name, stage in stages.items() for statement in shown(name)]
-    curves = [found.overtraining.get(seed) for seed in seeds] if found.overtraining else []
+    curves = [found.overtraining.get(seed) for seed in settings.seeds] if found.overtraining else []
     return {
-        "header": _header(found, preset, seeds),
+        "header": _header(found, settings),
         "missing": found.missing,
         "notes": found.notes,
         "statements": statements + [_slope_finding(known, curves) for known in of_stage("overtraining") if curves],
@@ -58,16 +59,12 @@ def clock_minutes(times: Sequence[Mapping[str, Any]]) -> float:
     return total / 60
 
 
-def _order(name: str) -> tuple[bool, int]:
-    return name.endswith("_base"), ("sft", "dpo", "grpo").index(name.removesuffix("_base"))
-
-
-def _header(found: Contrast, preset: str, seeds: Sequence[int]) -> dict[str, Any]:
+def _header(found: Contrast, settings: ContrastSettings) -> dict[str, Any]:
     stages = [numbers for stage in found.stages.values() for numbers in stage.values() if numbers is not None]
     unique = lambda key: sorted({str(stage.finished[key]) for stage in stages if key in stage.finished})
     return {
-        "preset": preset,
-        "seeds": list(seeds),
+        "preset": settings.preset,
+        "seeds": settings.seeds,
         "devices": unique("device"),
         "dates": unique("date"),
         "stage_minutes": sum(row["minutes"] for row in found.times),
@@ -156,11 +153,11 @@ def _requirement(stage: Stage) -> dict[str, Any] | None:
 
 
 def _real(stages: Mapping[str, Stage]) -> dict[str, Any]:
-    names = sorted(stages, key=_order)
-    first = next(numbers for numbers in stages[names[0]].values() if numbers is not None)
-    known = [dataclasses.replace(statement, direction=0) for name in names for statement in of_stage(name)]
+    stage = next(iter(stages.values()))
+    first = next(numbers for numbers in stage.values() if numbers is not None)
+    known = [dataclasses.replace(statement, direction=0) for name in stages for statement in of_stage(name)]
     rows = [_finding(statement, stages[statement.stage]) for statement in known]
-    return {"seeds": list(stages[names[0]]), "probe": first.probe, "finished": first.finished, "rows": rows}
+    return {"seeds": list(stage), "probe": first.probe, "finished": first.finished, "rows": rows}
 
 
 def _average(one: Values, other: Values) -> Values:

@@ -10,7 +10,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from contrasts.table import NAMES
 from geomcallbacks.report.style import COLOURS, GREY, INK, PEAK, SOFT, TROUGH, style
@@ -121,14 +120,13 @@ def _pass_at_k(axis: Axes, curves: Mapping[str, Any] | None) -> None:
     if not curves or not curves["rows"]:
         _not_run(axis)
         return
-    for side, colour in (("starts", GREY), ("ends", PEAK)):
+    for side, label, colour in (("starts", "before", GREY), ("ends", "after", PEAK)):
         values_ks = np.array([row[side] for row in curves["rows"]], dtype=float)
-        _lines(axis, curves["k"], values_ks, colour, marker="o", markersize=4)
+        _lines(axis, curves["k"], values_ks, colour, marker="o", markersize=4, label=label)
     axis.set_xscale("log", base=2)
     axis.set_xticks(curves["k"], [str(k) for k in curves["k"]])
     axis.set_xlabel("k")
-    handles = [Line2D([], [], color=colour, linewidth=2.6) for colour in (GREY, PEAK)]
-    axis.legend(handles, ["before", "after"], frameon=False, loc="lower right")
+    axis.legend(frameon=False, loc="lower right")
 
 
 def _overtraining(

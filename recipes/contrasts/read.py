@@ -117,20 +117,17 @@ def read_run(folder: Path) -> dict[str, Stage]:
 
 
 def read_stages(steps: Sequence[Step]) -> dict[str, Stage]:
-    """Read those of the steps that are finished, by name.
+    """Read those of the steps that are finished, by name, in the order of the steps.
 
     Raises:
         ValueError: their general probes, or how they were read, differ.
     """
-    stages: dict[str, Stage] = {}
-    places: dict[Path, dict[str, Any]] = {}
-    for step in filter(Step.is_finished, steps):
-        numbers = read_stage(step.folder)
-        stages.setdefault(step.name, {step.seed: None for step in steps})[step.seed] = numbers
-        places[step.folder] = numbers.probe
+    found = {(step.name, step.seed): read_stage(step.folder) for step in steps if step.is_finished()}
     for key in PROBE_KEYS:
-        refuse_different(f"{key} of the general probe", {place: probe[key] for place, probe in places.items()})
-    return stages
+        refuse_different(f"{key} of the general probe", {stage.folder: stage.probe[key] for stage in found.values()})
+    seeds, names = (dict.fromkeys(getattr(step, field) for step in steps) for field in ("seed", "name"))
+    stages = {name: {seed: found.get((name, seed)) for seed in seeds} for name in names}
+    return {name: stage for name, stage in stages.items() if any(stage.values())}
 
 
 def read_stage(folder: Path) -> StageNumbers:

@@ -12,8 +12,6 @@ import yaml
 from geomcallbacks.statistics import t_interval
 
 _PAPER = yaml.safe_load(Path(__file__).with_name("statements.yaml").read_text(encoding="utf-8"))
-#: Its direction is that of the paper's text alone.
-OOD_IN_PAPER = "the paper's text; its figure shows a fall of 5 % and a rise of 0.6-0.8 at the end"
 
 
 @dataclasses.dataclass(frozen=True)

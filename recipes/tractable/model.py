@@ -71,8 +71,7 @@ class Turns:
         start, end: first and last value.
         dip: lowest value of all; the start where the curve only rises.
         peak: highest value from there on.
-        low: lowest value behind the peak.
-        drawdown: peak − low.
+        drawdown: from the peak to the lowest value behind it.
         largest_fall: most that the curve ever falls behind the dip, from any value to a later one, whether or not it
             goes on to a higher peak.
     """
@@ -82,8 +81,6 @@ class Turns:
     dip_step: int
     peak: float
     peak_step: int
-    low: float
-    low_step: int
     end: float
     drawdown: float
     largest_fall: float
@@ -159,8 +156,6 @@ def turns(curve: Sequence[float]) -> Turns:
         raise ValueError("curve is empty: give at least one value")
     dip = min(range(len(curve)), key=curve.__getitem__)
     peak = max(range(dip, len(curve)), key=curve.__getitem__)
-    low = min(range(peak, len(curve)), key=curve.__getitem__)
     falls = (high - value for high, value in zip(accumulate(curve[dip:], max), curve[dip:], strict=True))
-    marks = {"dip_step": dip, "peak_step": peak, "low_step": low}
-    values = {"start": curve[0], "dip": curve[dip], "peak": curve[peak], "low": curve[low], "end": curve[-1]}
-    return Turns(**values, **marks, drawdown=curve[peak] - curve[low], largest_fall=max(falls))
+    marks = {"start": curve[0], "dip": curve[dip], "dip_step": dip, "peak": curve[peak], "peak_step": peak}
+    return Turns(**marks, end=curve[-1], drawdown=curve[peak] - min(curve[peak:]), largest_fall=max(falls))

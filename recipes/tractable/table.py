@@ -3,35 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import fmean, median_low
 from typing import Any
 
 from writing.markdown import table_of
+from writing.page import fill
 
 FALL = 0.001  # of RankMe between 1 and d, d = 2 or 3: less is called none
 
-_SMALL = f"""RankMe of the features, shares of squared singular values, mean not removed unless "centred" is said.
-Means over seeds, median updates in brackets; a range where seeds differ. Dip: the lowest value of all. Peak: the
-highest from there on. Drawdown: from the peak to the lowest value behind it. Largest fall: behind the dip, from any
-value to a later one, whether or not a higher peak follows. In brackets behind both: seeds where it is above {FALL}."""
-
-_LARGE = """RankMe of the features at the ends of its phases, by the rule of `geomcallbacks phases`, in both
-conventions. w: warm-up, e: entropy-seeking, c: compression-seeking, –: no phase (start and end are given). In brackets
-behind them the number of seeds, behind a value the update; means and median updates over these seeds. Loss: at the
-end, and the lowest possible, nats."""
-
 
 def render(numbers: Mapping[str, Any]) -> str:
-    """Return the tables as Markdown."""
-    versions = ", ".join(f"{name} {version}" for name, version in numbers["versions"].items())
-    took = f"{numbers['seconds_small']:.1f} s of CPU time for the first table"
-    if numbers["large"]:
-        took += f", {numbers['seconds']:.0f} s with the second"
-    parts = ["# The bottleneck model", f"{versions}; {took}, one thread.", _SMALL]
-    parts.append(table_of([_small_row(row) for row in numbers["small"]]))
-    if numbers["large"]:
-        parts += ["## 1,024 classes", _LARGE, table_of([_large_row(row) for row in numbers["large"]])]
-    return "\n\n".join(parts) + "\n"
+    """Return page.md.jinja for the numbers of `softmax_bottleneck.py`."""
+    small, large = table_of(list(map(_small_row, numbers["small"]))), table_of(list(map(_large_row, numbers["large"])))
+    template = Path(__file__).with_name("page.md.jinja")
+    return fill(template, fall=FALL, small_table=small, large_table=large, **numbers)
 
 
 def _small_row(row: Mapping[str, Any]) -> dict[str, object]:

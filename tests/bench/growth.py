@@ -67,12 +67,9 @@ def growth(device: torch.device, start: Point, rounds: int = 3) -> Section:
 def measured(point: Point, device: torch.device) -> GeometryRecord:
     """Return one measurement, the first of its kind left out."""
     torch.manual_seed(0)
+    d, layers = point.d, point.layers
     config = GPTNeoXConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=point.d,
-        num_hidden_layers=point.layers,
-        num_attention_heads=4,
-        intermediate_size=4 * point.d,
+        vocab_size=VOCABULARY, hidden_size=d, num_hidden_layers=layers, num_attention_heads=4, intermediate_size=4 * d
     )
     model = AutoModelForCausalLM.from_config(config).to(device)
     for n in (32, point.n):

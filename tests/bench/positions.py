@@ -40,28 +40,24 @@ def positions(device: torch.device, run: Path, n: int = 1024, draws: int = 20) -
     model = AutoModelForCausalLM.from_pretrained(last).to(device)
     texts = Corpus.load(run / "corpus").texts("probe")
     windows = sum(len(tokenizer(text, add_special_tokens=False)["input_ids"]) // length for text in texts)
-    found: dict[str | int, list[GeometryRecord]] = {"last": []} | {k: [] for k in KS}
+    kinds: dict[str | int, int] = {"last": n} | {k: n // k for k in KS}  # rows that give n features
+    found: dict[str | int, list[GeometryRecord]] = {where: [] for where in kinds}
     for seed in range(draws):
         probe_nt = probe_rows(texts, tokenizer, n, length, seed)
-        for where, records in found.items():
-            probe = ProbeSet.from_token_ids(probe_nt[: rows_for(n, where)])
+        for where, rows in kinds.items():
+            probe = ProbeSet.from_token_ids(probe_nt[:rows])
             monitor = GeometryMonitor(
                 probe, positions=where, alpha_window=window, batch_size=256, spectra=False, on_error="raise"
             )
-            records += monitor.measure(model, 0)
+            found[where] += monitor.measure(model, 0)
     return Section(
         "positions=k at equal n",
         f"A model of the pretraining recipe ({last.name}, d = {model.config.hidden_size}), n = {n:,} features, alpha"
         f" over ranks {window[0]}-{window[1]}; {draws} probes drawn from the {windows:,} windows of {length} tokens of"
         " its held-out text. Bias: mean over the probes against that of `last`. Spread: standard deviation over the"
         " probes. Both in %.",
-        [row(where, rows_for(n, where), records, found["last"]) for where, records in found.items()],
+        [row(where, rows, found[where], found["last"]) for where, rows in kinds.items()],
     )
-
-
-def rows_for(n: int, where: str | int) -> int:
-    """Return how many rows give n features."""
-    return n if isinstance(where, str) else n // where
 
 
 def row(where: str | int, rows: int, records: list[GeometryRecord], last: list[GeometryRecord]) -> dict[str, object]:

@@ -70,21 +70,25 @@ def exponent(sizes: list[float], seconds: list[float]) -> float:
 
 
 def _first(call: Callable[[], Any], device: torch.device) -> Cost:
+    peak_mib = _watch_memory(device)
+    seconds, result = _timed(call, device)
+    return Cost([seconds], peak_mib(), result)
+
+
+def _watch_memory(device: torch.device) -> Callable[[], float | None]:
+    """Begin a new peak; the function returned tells it in MiB beyond what is held now."""
     if device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        seconds, result = _timed(call, device)
-        return Cost([seconds], (torch.cuda.max_memory_allocated() - before) / 2**20, result)
+        held = torch.cuda.memory_allocated()
+        return lambda: (torch.cuda.max_memory_allocated() - held) / 2**20
     if sys.platform != "linux":
-        seconds, result = _timed(call, device)
-        return Cost([seconds], None, result)
+        return lambda: None
     ctypes.CDLL(None).malloc_trim(0)  # freed pages that malloc keeps would hide what the call takes
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before = _resident_kib("VmRSS")
-    seconds, result = _timed(call, device)
-    return Cost([seconds], (_resident_kib("VmHWM") - before) / 2**10, result)
+    Path("/proc/self/clear_refs").write_text("5")
+    resident = _resident_kib("VmRSS")
+    return lambda: (_resident_kib("VmHWM") - resident) / 2**10
 
 
 def _timed(call: Callable[[], Any], device: torch.device) -> tuple[float, Any]:

@@ -19,7 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from geomcallbacks import metrics, read_records
 from geomcallbacks.adapters.tracker import TrackerQueue
-from geomcallbacks.phases.tracker import PhaseTracker
+from geomcallbacks.phases.rule import PhaseTracker
 from geomcallbacks.running.writer import RecordWriter
 from geomcallbacks.spectra.spectrum import spectrum_of_rows
 

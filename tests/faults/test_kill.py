@@ -15,7 +15,7 @@ from typing import Any
 import drives
 import lightning as L
 import pytest
-from drives import EACH, TrainerHook, fit, make_trainer, steps, watcher
+from drives import EACH, SUBJECTS, TrainerHook, fit, make_trainer, steps, watcher
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
@@ -58,6 +58,11 @@ def test_killed_runs(found: dict[str, Any], kind: str, how: str, tally: Tally) -
         assert run["seconds"] < 5
 
 
+def both(framework: str, folder: Path) -> list[Any]:
+    """What measures each update."""
+    return [watcher(framework, subject, folder, schedule=EACH) for subject in SUBJECTS]
+
+
 class Tells(L.Callback):
     """Sends this process SIGTERM in the batch of an update."""
 
@@ -70,8 +75,9 @@ def test_lightning_measures_nothing_after_sigterm(tmp_path: Path, tally: Tally) 
     """Lightning goes on to the end of the batch; the measurement that would be due then is not begun."""
     tally("SIGTERM before a measurement")
     with pytest.raises(SystemExit):
-        fit(tmp_path, [watcher("lightning", "geometry", tmp_path, schedule=EACH), Tells()], accumulate_grad_batches=1)
-    assert steps(tmp_path / "geometry.jsonl") == [0, 1, 2]
+        fit(tmp_path, [*both("lightning", tmp_path), Tells()], accumulate_grad_batches=1)
+    for subject in SUBJECTS:
+        assert steps(tmp_path / f"{subject}.jsonl") == [0, 1, 2]
 
 
 def test_lightning_gives_up_a_measurement_at_sigterm(
@@ -94,24 +100,26 @@ def test_lightning_gives_up_a_measurement_at_sigterm(
     assert batches.count(8) == 8 * 2 + 3
 
 
-def test_trainer_that_saves_at_sigterm_measures_nothing_after_it(tmp_path: Path, tally: Tally) -> None:
-    """With `enable_jit_checkpoint` Trainer saves and stops; it would call us for the last update then."""
+@pytest.mark.parametrize("where", ["on_step_begin", "on_step_end"])
+def test_trainer_that_saves_at_sigterm_measures_nothing_after_it(where: str, tmp_path: Path, tally: Tally) -> None:
+    """With `enable_jit_checkpoint` Trainer saves, forgets that it was told, and stops; it would call us again then."""
     tally("SIGTERM before a measurement")
 
-    class Told(TrainerCallback):
-        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
-                while not manager.is_checkpoint_requested:
-                    time.sleep(0.01)
+    def tell(args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 2 + (where == "on_step_end"):
+            os.kill(os.getpid(), signal.SIGTERM)
+            while not manager.is_checkpoint_requested:
+                time.sleep(0.01)
 
-    added = [Told(), watcher("trainer", "geometry", tmp_path, schedule=EACH)]
-    made = make_trainer(tmp_path, added, enable_jit_checkpoint=True)
+    told = TrainerCallback()
+    setattr(told, where, tell)
+    made = make_trainer(tmp_path, [told, *both("trainer", tmp_path)], enable_jit_checkpoint=True)
     (manager,) = [c.jit_manager for c in made.callback_handler.callbacks if hasattr(c, "jit_manager")]
     manager.kill_wait = 0
     made.train()
     assert made.state.global_step < drives.UPDATES
-    assert steps(tmp_path / "geometry.jsonl") == [0, 1, 2]
+    for subject in SUBJECTS:
+        assert steps(tmp_path / f"{subject}.jsonl") == [0, 1, 2]
 
 
 def test_no_signal_handler_of_ours(tmp_path: Path) -> None:

@@ -73,16 +73,16 @@ def test_rankme_of_paths_against_numpy(centred: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("curve", "dip", "peak", "low", "drawdown", "fall"),  # (value, update) of the first three
+    ("curve", "dip", "peak", "drawdown", "fall"),  # (value, update) of dip and peak
     [
-        ([5.0, 2.0, 4.0, 3.5, 6.0, 3.0, 4.0], (2.0, 1), (6.0, 4), (3.0, 5), 3.0, 3.0),
-        ([5.0, 2.0, 4.0, 3.5, 6.0], (2.0, 1), (6.0, 4), (6.0, 4), 0.0, 0.5),  # a fall with a higher peak behind it
-        ([1.0, 2.0, 3.0], (1.0, 0), (3.0, 2), (3.0, 2), 0.0, 0.0),
-        ([3.0, 2.0, 1.0], (1.0, 2), (1.0, 2), (1.0, 2), 0.0, 0.0),
+        ([5.0, 2.0, 4.0, 3.5, 6.0, 3.0, 4.0], (2.0, 1), (6.0, 4), 3.0, 3.0),
+        ([5.0, 2.0, 4.0, 3.5, 6.0], (2.0, 1), (6.0, 4), 0.0, 0.5),  # a fall with a higher peak behind it
+        ([1.0, 2.0, 3.0], (1.0, 0), (3.0, 2), 0.0, 0.0),
+        ([3.0, 2.0, 1.0], (1.0, 2), (1.0, 2), 0.0, 0.0),
     ],
 )
-def test_turns(curve: list[float], dip: Any, peak: Any, low: Any, drawdown: float, fall: float) -> None:
-    assert turns(curve) == Turns(curve[0], *dip, *peak, *low, curve[-1], drawdown, fall)
+def test_turns(curve: list[float], dip: Any, peak: Any, drawdown: float, fall: float) -> None:
+    assert turns(curve) == Turns(curve[0], *dip, *peak, curve[-1], drawdown, fall)
 
 
 def drawdowns(name: str, **changed: Any) -> list[Turns]:

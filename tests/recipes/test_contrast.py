@@ -23,7 +23,7 @@ Numbers = dict[str, Any]
 def compare_in(root: Path, **changed: Any) -> Numbers:
     settings = ContrastSettings(str(root), only_read=True, **changed)
     real = None if settings.real is None else read_run(Path(settings.real))
-    return compare(read_contrast(settings), settings.preset, settings.seeds, real)
+    return compare(read_contrast(settings), settings, real)
 
 
 def found(numbers: Numbers, stage: str, source: str) -> Numbers:
@@ -77,6 +77,7 @@ def test_overtraining_by_hand(numbers: Numbers) -> None:
     assert found(numbers, "overtraining", "id/rankme")["changes"] == pytest.approx([-0.0178571] * 3, abs=1e-6)
     assert found(numbers, "overtraining", "ood/rankme")["changes"] == pytest.approx([0.0089286] * 3, abs=1e-6)
     assert numbers["overtraining_end"]["changes"] == pytest.approx([0.25] * 3)  # the first checkpoint's is the lowest
+    assert slope([2.0, 2.0], [1.0, 5.0]) is None
 
 
 def test_pass_at_k_the_requirement_and_the_two_by_two(numbers: Numbers) -> None:
@@ -276,12 +277,6 @@ def test_verdict(direction: int, changes: list[float | None], verdict: str | Non
     if len(set(known)) > 1:  # paired by seed: starts differ by powers of ten
         expected = scipy.stats.ttest_1samp(known, 0).confidence_interval(0.95)
         assert (finding.low, finding.high) == pytest.approx((expected.low, expected.high))
-
-
-def test_slope() -> None:
-    xs, ys = [0.0, 1.0, 2.0, 3.0, 5.0], [1.0, 0.2, 0.7, -1.0, 2.0]
-    assert slope(xs, ys) == pytest.approx(scipy.stats.linregress(xs, ys).slope)
-    assert slope([2.0, 2.0], [1.0, 5.0]) is None
 
 
 @pytest.mark.parametrize(

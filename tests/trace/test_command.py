@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from geomcallbacks import read_records
 from geomcallbacks.behaviour import ChoiceAccuracy, Choices, Completions, Memorisation, NgramScores
-from geomcallbacks.behaviour.intervention import KINDS, SpectralIntervention
+from geomcallbacks.behaviour.measures.intervention import KINDS, SpectralIntervention
 from geomcallbacks.cli import main
 from geomcallbacks.trace import ProbeSource
 from geomcallbacks.trace.command import add_arguments, probes_of, settings_of
@@ -115,7 +115,7 @@ def test_one_set_of_choices_needs_no_label(run: Path, questions: Path, tmp_path:
         (["--choices", "{tmp}/bad.jsonl"], "row 0 has no text in support"),
         (["--choices", "{tmp}/torn.jsonl"], "torn.jsonl: line 2 is no JSON"),
         (["--choices", "{tmp}/torn.json"], "holds no saved choices"),
-        (["--choices", "{tmp}/sciq.jsonl", "--intervention", "17"], "asks for 17 directions"),
+        (["--choices", "{tmp}/sciq.jsonl", "--intervention", "17"], "have d = 16 directions; lower ks"),
         (["--device", "foo"], "--device foo cannot be used here"),
         (["--layers", "7"], "layers=7 is not in GPTNeoX"),
     ],

@@ -58,7 +58,7 @@ def test_probes_have_labels() -> None:
         ({"source": "missing.jsonl"}, "--probe missing.jsonl: there is no such file"),
         ({"column": "body"}, r"line 1 has no column 'body' \(--probe-column\), but \['text'\]"),
         ({"rows": 101}, "--probe .* with --probe-rows 101: size=101, but only 100 of 100 texts"),
-        ({"length": 16}, "min_length=32 and max_length=16 leave no text"),
+        ({"length": 16}, "max_length=16 makes no probe: give a whole number of at least 32"),
         ({"source": __file__}, "of no kind that is read: give one of .txt"),
         ({"source": "org/none"}, "no file here, and as a hub data set it cannot be read"),
     ],

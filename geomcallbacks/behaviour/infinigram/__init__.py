@@ -1,6 +1,1 @@
-"""The ∞-gram model of a text: an index of one's own tokens, or a public one by its API."""
-
-from geomcallbacks.behaviour.infinigram.api import InfiniGramAPI
-from geomcallbacks.behaviour.infinigram.index import InfiniGram, InfiniGramIndex
-
-__all__ = ["InfiniGram", "InfiniGramAPI", "InfiniGramIndex"]
+"""The ∞-gram model of a text: an index of one's own tokens, a public one by API, and what either says of answers."""

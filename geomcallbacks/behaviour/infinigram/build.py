@@ -3,25 +3,21 @@
 The package's own builder knows three tokenizers, and two things of it must be known:
 
 - It cuts the text into a part for each CPU, parts that overlap by 100,000 bytes. Where parts are shorter than that, it
-  writes an index whose counts are wrong, and says nothing. So there is one part here unless more are asked for.
+  writes an index whose counts are wrong, and says nothing. So there is one part here, which needs no merging.
 - It keeps a table as long as the largest token, the bytes read in their order. Tokens of four bytes written with the
   lowest first ask it for tens of gigabytes. So they are written with the highest first, and queries too.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-#: Bytes by which the package's parts overlap.
-_OVERLAP = 100_000
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -41,10 +37,8 @@ def token_stream(ids: Any, vocab_size: int, dtype: np.dtype[Any]) -> tuple[NDArr
         raise ValueError("ids is empty: give the tokens that the model was trained on")
     for array in documents:
         if array.ndim != 1 or array.dtype.kind not in "iu":
-            raise ValueError(
-                f"ids of shape {array.shape}, dtype {array.dtype}: give one dimension of token ids (packed rows are "
-                "flattened), or a list of documents"
-            )
+            found = f"ids of shape {array.shape}, dtype {array.dtype}"
+            raise ValueError(f"{found}: give one dimension of token ids (packed rows are flattened), or such a list")
     low, high = min(int(array.min()) for array in documents), max(int(array.max()) for array in documents)
     if low < 0 or high >= vocab_size:
         raise ValueError(f"ids reach from {low} to {high}, and vocab_size={vocab_size}: give the tokenizer's length")
@@ -54,54 +48,31 @@ def token_stream(ids: Any, vocab_size: int, dtype: np.dtype[Any]) -> tuple[NDArr
     return np.concatenate(pieces).astype(dtype, copy=False), np.cumsum(lengths) - lengths
 
 
-def check_parts(stream: NDArray[Any], parts: int) -> None:
-    """Raise ``ValueError`` where the text is too small for so many parts."""
-    if parts < 1 or (parts > 1 and stream.nbytes // parts < 2 * _OVERLAP):
-        raise ValueError(
-            f"parts={parts} of a text of {len(stream)} tokens, {stream.nbytes} bytes: each part must have "
-            f"{2 * _OVERLAP} bytes, or the index counts wrongly; give fewer parts"
-        )
-
-
-def sort_suffixes(program: Path, folder: Path, width: int, parts: int) -> None:
+def sort_suffixes(program: Path, folder: Path, width: int) -> None:
     """Write `table.0`, the suffix array of `tokenized.0`, as the package's builder does, and without its printing.
 
     Args:
         program: the package's `rust_indexing`.
         folder: holds the text.
         width: bytes of a token.
-        parts: see `check_parts`.
 
     Raises:
         RuntimeError: the program failed, or its table is not whole.
     """
-    text, table, scratch = folder / "tokenized.0", folder / "table.0", folder / "building"
+    text, table = folder / "tokenized.0", folder / "table.0"
     size = text.stat().st_size
-    ratio = math.ceil(math.log2(size) / 8)  # bytes of a pointer
-    step = math.ceil(size / parts / width) * width
-    parts_dir, merged_dir = (scratch.resolve() / name for name in ("parts", "merged"))
-    options = [f"--data-file={text.resolve()}", f"--ratio={ratio}", f"--token-width={width}"]
-    threads = f"--num-threads={parts}"
-    table.unlink(missing_ok=True)
-    shutil.rmtree(scratch, ignore_errors=True)
-    try:
-        for made in (parts_dir, merged_dir):
-            made.mkdir(parents=True)
-        options.append(f"--parts-dir={parts_dir}")
-        for start in range(0, size, step):
-            end = min(start + step + _OVERLAP, size)
-            _run(program, "make-part", *options, f"--start-byte={start}", f"--end-byte={end}")
-        _run(program, "merge", *options, f"--merged-dir={merged_dir}", threads, f"--hacksize={_OVERLAP}")
-        options.pop()
-        _run(program, "concat", *options, f"--merged-dir={merged_dir}", f"--merged-file={table.resolve()}", threads)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    pointer = math.ceil(math.log2(size) / 8)  # bytes of one
+    with tempfile.TemporaryDirectory(dir=folder, prefix="building-") as parts:
+        files = [f"--data-file={text.resolve()}", f"--parts-dir={Path(parts).resolve()}"]
+        shape = ["--start-byte=0", f"--end-byte={size}", f"--ratio={pointer}", f"--token-width={width}"]
+        command = [str(program), "make-part", *files, *shape]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        if done.returncode:
+            raise RuntimeError(f"infini-gram's builder ended with {done.returncode}: {done.stderr.strip()[:500]}")
+        (Path(parts) / f"0-{size}").replace(table)
     # With a table of another length the engine reads beyond it, and the process dies.
-    if table.stat().st_size != size // width * ratio:
-        raise RuntimeError(
-            f"infini-gram wrote {table.stat().st_size} bytes of pointers for {size // width} tokens, which take "
-            f"{ratio} each: build the index with parts=1"
-        )
+    if (written := table.stat().st_size) != (due := size // width * pointer):
+        raise RuntimeError(f"infini-gram wrote a table of {written} bytes, and {due} are due: give a longer text")
 
 
 def brute_count(stream: NDArray[Any], gram: NDArray[Any]) -> int:
@@ -110,16 +81,3 @@ def brute_count(stream: NDArray[Any], gram: NDArray[Any]) -> int:
     for place in range(1, len(gram)):
         starts = starts[stream[starts + place] == gram[place]]
     return len(starts)
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _run(program: Path, *arguments: str) -> None:
-    done = subprocess.run([str(program), *arguments], capture_output=True, text=True, errors="replace")
-    if done.returncode:
-        said = "\n".join(line for line in done.stderr.splitlines() if line.strip())[:500]
-        raise RuntimeError(f"infini-gram's {arguments[0]} failed with status {done.returncode}: {said}")

@@ -1,0 +1,1 @@
+"""A model in, numbers by name out: each class here is one measure, documented by its table of keys."""

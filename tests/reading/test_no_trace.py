@@ -1,0 +1,125 @@
+"""Reading leaves nothing behind: modes, gradients, hooks, buffers, random states, autocast."""
+
+from __future__ import annotations
+
+import copy
+import random
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from states import hooks_of
+from torch import Tensor, nn
+
+from geomcallbacks import GeometryMonitor, ProbeSet
+from geomcallbacks.reading.reader import Reader, leave_no_trace
+
+
+@pytest.fixture
+def mixed() -> nn.Module:
+    """A model in training mode, some of whose parts are not, and some of whose weights are frozen."""
+    model = tiny.model("gpt_neox", hidden_dropout=0.3, attention_dropout=0.3)
+    model.gpt_neox.layers[1].eval()
+    model.gpt_neox.layers[2].attention.eval()
+    model.gpt_neox.embed_in.requires_grad_(False)
+    return model
+
+
+def trace(model: nn.Module) -> tuple[object, ...]:
+    return (
+        [module.training for module in model.modules()],
+        [(p.requires_grad, p.grad is None) for p in model.parameters()],
+        hooks_of(model),
+        tiny.random_states(),
+        torch.is_grad_enabled(),
+        torch.is_autocast_enabled("cpu"),
+        torch.is_autocast_cache_enabled(),
+    )
+
+
+def watch(**changes: object) -> GeometryMonitor:
+    return GeometryMonitor(tiny.probe(), **{"alpha_window": tiny.WINDOW, "on_error": "raise", **changes})
+
+
+@pytest.mark.parametrize("precision", ["training", "fp32", "bf16"])
+@pytest.mark.parametrize("autocast", [False, True], ids=["no autocast", "autocast"])
+def test_measuring_leaves_no_trace(mixed: nn.Module, precision: str, autocast: bool) -> None:
+    monitor = watch(layers=[0, 1, -1], precision=precision)
+    weights = copy.deepcopy(mixed.state_dict())
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        before = trace(mixed)
+        one = monitor.measure(mixed, 0)
+        assert trace(mixed) == before
+        other = monitor.measure(mixed, 1)
+    assert [record.metrics for record in one] == [record.metrics for record in other]  # no dropout while measuring
+    assert all(torch.equal(value, weights[name]) for name, value in mixed.state_dict().items())
+
+
+def test_no_trace_after_an_exception(mixed: nn.Module) -> None:
+    def fail(module: nn.Module, args: object) -> None:
+        torch.rand(3)
+        raise RuntimeError("injected")
+
+    monitor = watch(layers=[0, 1, -1])
+    monitor.start(mixed)
+    before = trace(mixed)
+    handle = mixed.gpt_neox.layers[2].register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="injected"):
+        monitor.measure(mixed, 0)
+    handle.remove()
+    assert trace(mixed) == before
+
+
+def test_random_states_that_the_model_moves_are_put_back() -> None:
+    """Also where it draws in evaluation mode."""
+    drawn = []
+
+    def forward(model: nn.Module, ids_bt: Tensor, mask_bt: Tensor) -> None:
+        drawn.append((torch.rand(1), random.random(), np.random.rand()))
+        model(input_ids=ids_bt, attention_mask=mask_bt)
+
+    model, monitor = tiny.model(), watch(layers="gpt_neox.final_layer_norm", forward=forward)
+    before = tiny.random_states()
+    monitor.measure(model, 0)
+    assert drawn
+    assert tiny.random_states() == before
+
+
+def test_frequencies_of_dynamic_rope_are_put_back() -> None:
+    """A row longer than any before makes it recompute them, and without care keep them."""
+    model = tiny.model("llama", rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4})
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    long = ProbeSet.from_token_ids(torch.randint(3, tiny.VOCABULARY, (4, 100)))
+    reader = Reader(model)
+    with leave_no_trace(reader.called):
+        reader.read(long.batches(4)[0], "last")
+        assert not torch.equal(model.model.rotary_emb.inv_freq, before["model.rotary_emb.inv_freq"])
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+    assert model.model.rotary_emb.max_seq_len_cached == 64
+
+
+@pytest.mark.parametrize("precision", ["training", "bf16", "fp32"])
+@pytest.mark.parametrize("when", ["before", "between"])
+def test_gradients_are_those_of_training_alone(precision: str, when: str) -> None:
+    """Measured before a batch, or between two of an accumulated update, whose first gradient is to be added to.
+
+    Autocast caches the low-precision copy of a weight, and one made without gradients would end training. torch 2.13
+    keeps no such copy itself; earlier ones that the package supports do.
+    """
+    ids_nt, mask_nt = tiny.rows(4)
+    gradients = []
+    for measured in (False, True):
+        model = tiny.model("llama")
+        monitor = watch(precision=precision)
+        monitor.start(model)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            if when == "between":
+                model(input_ids=ids_nt, attention_mask=mask_nt, labels=ids_nt).loss.backward()
+            if measured:
+                monitor.measure(model, 0)
+            model(input_ids=ids_nt, attention_mask=mask_nt, labels=ids_nt).loss.backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for without, with_measuring in zip(*gradients, strict=True):
+        assert with_measuring is not None
+        assert torch.equal(without, with_measuring)
