@@ -69,7 +69,7 @@ def check_files(path: Path, updates: int) -> None:
 
 @pytest.mark.fault
 @LENGTHS
-def test_monitors_hold_no_more_at_the_end(updates: int, tmp_path: Path, tally: Callable[..., None]) -> None:
+def test_monitors_hold_no_more_at_the_end(updates: int, tmp_path: Path) -> None:
     model = tiny.model()
     run = {"schedule": SCHEDULE, "total_steps": updates}
     geometry = GeometryMonitor(tiny.probe(), alpha_window=tiny.WINDOW, path=tmp_path / "geometry.jsonl", **run)
@@ -82,14 +82,11 @@ def test_monitors_hold_no_more_at_the_end(updates: int, tmp_path: Path, tally: C
     behaviour.close()
     check_files(tmp_path / "geometry.jsonl", updates)
     assert len(read_records(tmp_path / "behaviour.jsonl")) == updates // EVERY + 1
-    tally("long run")
 
 
 @pytest.mark.fault
 @LENGTHS
-def test_a_callback_with_a_tracker_holds_no_more_at_the_end(
-    updates: int, tmp_path: Path, tally: Callable[..., None]
-) -> None:
+def test_a_callback_with_a_tracker_holds_no_more_at_the_end(updates: int, tmp_path: Path) -> None:
     model = tiny.model()
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[], save_strategy="no")
     Accelerator(cpu=True)  # as Trainer makes one; TrainingArguments have reset what there was
@@ -107,7 +104,6 @@ def test_a_callback_with_a_tracker_holds_no_more_at_the_end(
     handler.on_train_end(args, state, control)
     check_files(tmp_path / "geometry.jsonl", updates)
     assert [row["step"] for row in state.log_history] == list(range(0, updates + 1, EVERY))
-    tally("long run")
 
 
 def test_the_search_for_phases_does_not_grow_with_the_square_of_the_curve() -> None:
