@@ -9,11 +9,10 @@ import torch
 from behaviour_rows import choices
 from transformers import GPT2LMHeadModel, GraniteConfig, GraniteForCausalLM
 
+from geomcallbacks import GeometryMonitor
 from geomcallbacks.behaviour import ChoiceAccuracy, SpectralIntervention
 from geomcallbacks.behaviour.measures.intervention import KINDS, Directions, directions_of, head_logits, project
-from geomcallbacks.measure import measure_probe
 from geomcallbacks.reading.locate import backbone_of
-from geomcallbacks.settings import Settings
 
 D = 16
 KS = (2, 9, D)  # with all directions kept the model is as it is, with all removed only the mean speaks
@@ -74,9 +73,7 @@ def test_every_projection_is_numpys(kind):
 @pytest.mark.parametrize("positions", ["last", 3, "all"])
 def test_covariance_is_that_of_the_geometry(positions):
     model, probe = tiny.model("olmo2").eval(), tiny.probe()
-    (record,) = measure_probe(
-        model, "p", probe, Settings(alpha_window=tiny.WINDOW, positions=positions), step=0, tokens=None
-    )
+    (record,) = GeometryMonitor(probe, alpha_window=tiny.WINDOW, positions=positions).measure(model, 0)
     directions = directions_of(model, probe, positions)
     np.testing.assert_allclose(directions.eigenvalues_d, record.eigenvalues, rtol=1e-10)
     assert float(directions.mean_d.norm()) == pytest.approx(record.metrics["mean_norm"], rel=1e-12)

@@ -49,11 +49,6 @@ def test_interval_holds_the_truth_as_often_as_it_says() -> None:
     assert 105 <= held < 120
 
 
-def test_order_of_the_batches_does_not_matter() -> None:
-    rows_nd, order = reference.features(60, 8), np.random.default_rng(1).permutation(60)
-    assert jackknife(store(rows_nd), WINDOW) == jackknife(store(rows_nd[order], order), WINDOW)
-
-
 def test_correlated_features_of_one_row_are_left_out_together() -> None:
     """Three copies of each row say no more than one: treated as three rows they would look more certain."""
     rows_nd = np.random.default_rng(0).standard_normal((60, 5))
