@@ -292,17 +292,13 @@ def test_hostile_record_files(tmp_path: Path, count: int) -> None:
         '{"kind": "record", "step": 1}\n'.encode("utf-16") * 3,
         b"\0" * 5000 + b"\n{}\n",
         b'{"kind": "record", "step": 1, "rankme": NaN}\n{}\n',
-        b'{"kind": "header", "schema": "2"}\n',
         b'{"kind": "header", "schema": 2}\n',
         b'{"kind": "header", "schema": 1, "resumed_from": "2"}\n',
         b'{"kind": "record", "step": true}\n',
         b'{"kind": "record", "rankme": 3}\n',
-        *(
-            b'{"kind": "header"}\n' + damage + b'\n{"kind": "record", "step": 1}\n'
-            for damage in (b"no", b"[1, 2]", b"3")
-        ),
+        *(b'{"kind": "header"}\n' + damage + b'\n{"kind": "record", "step": 1}\n' for damage in (b"no", b"[1, 2]")),
     ],
-    ids=range(13),
+    ids=range(11),
 )
 def test_damage_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "g.jsonl").write_bytes(content)

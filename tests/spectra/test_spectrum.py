@@ -87,11 +87,9 @@ def test_round_off_of_the_features_own_dtype_has_no_alpha(dtype: torch.dtype, n:
     [
         (torch.ones(5), r"rows_nd of shape \(5,\) is torch.float32: give features \(n, d\)"),
         (torch.ones(0, 3), r"rows_nd of shape"),
-        (torch.ones(5, 0), r"rows_nd of shape"),
         (torch.ones(5, 3).long(), r"is torch.int64: give features"),
         (torch.ones(5, 3) * 1j, r"is torch.complex64: give features"),
         (torch.tensor([[1.0, torch.nan], [2.0, 3.0]]), r"not finite"),
-        (torch.tensor([[1.0, 4.0], [2.0, -torch.inf]]), r"not finite"),
         (torch.randn(5, 3, dtype=torch.float64) * 1e160, r"float64 does not hold"),
     ],
 )
