@@ -42,17 +42,6 @@ def assert_metrics(record: GeometryRecord, features_nd: Tensor, rel: float = 1e-
     assert record.metrics == pytest.approx(reference.describe(features_nd.numpy(), record.alpha_window), rel=rel)
 
 
-class Table(nn.Module):
-    """Its states are a table's row for each token, so that features are known."""
-
-    def __init__(self, d: int = 6) -> None:
-        super().__init__()
-        self.table = nn.Embedding(100, d)
-
-    def forward(self, ids_bt: Tensor) -> Tensor:
-        return self.table(ids_bt)
-
-
 def table_probe(n: int) -> ProbeSet:
     return ProbeSet.from_token_ids([[0, i] for i in range(1, n + 1)])
 
@@ -65,12 +54,12 @@ def table_probe(n: int) -> ProbeSet:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_metrics_of_known_features(n: int, d: int, intervals: bool, dtype: torch.dtype) -> None:
     """Rows held for resampling and moments filled in batches give the same numbers, to 1e-9."""
-    model = Table(d).to(dtype)
-    watch = monitor(table_probe(n), layers="table", alpha_window=(1, 4), intervals=intervals, batch_size=7)
+    model = nn.Sequential(nn.Embedding(100, d)).to(dtype)  # its states are a table's rows
+    watch = monitor(table_probe(n), layers="0", alpha_window=(1, 4), intervals=intervals, batch_size=7)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # n < 4d
         (record,) = watch.measure(model, 0)
-    assert_metrics(record, model.table.weight.detach()[1 : n + 1].double())
+    assert_metrics(record, model[0].weight.detach()[1 : n + 1].double())
     assert (record.n, record.d, record.reasons) == (n, d, {})
     assert set(record.intervals) == (set(METRIC_NAMES) if intervals and n >= 20 else set())
     for name, (low, high) in record.intervals.items():
@@ -137,12 +126,18 @@ def test_measured_at_the_scheduled_updates_once_each(tmp_path: Path) -> None:
 # --- what is recorded ---------------------------------------------------------------------------------------------
 
 
-def test_a_record_carries_what_it_needs(tmp_path: Path) -> None:
+def test_record_and_header_carry_what_they_need(tmp_path: Path) -> None:
     model, probe = tiny.model("olmo2"), tiny.probe()
-    watch = monitor({"books": probe}, path=tmp_path / "g.jsonl", tokens_per_update=128, batch_size=16)
+    settings = dict(layers=[-1], batch_size=16, total_steps=50)
+    watch = monitor({"books": probe}, path=tmp_path / "g.jsonl", tokens_per_update=128, **settings)
     (record,) = watch.measure(model, 7)
     watch.close()
-    (line,) = read_records(tmp_path / "g.jsonl")
+    header, line = read_lines(tmp_path / "g.jsonl")
+    assert header["probes"] == {"books": {"fingerprint": probe.fingerprint, "rows": 64}}
+    told = {**settings, "alpha_window": [2, 8], "positions": "last", "precision": "training"}
+    assert {key: header["settings"][key] for key in told} == told
+    assert header["settings"]["schedule"]["per_decade"] == 8
+    assert header["versions"]["torch"] == torch.__version__
     wanted = {
         "step": 7,
         "tokens": 896,
@@ -169,19 +164,6 @@ def test_a_record_carries_what_it_needs(tmp_path: Path) -> None:
     assert len(record.eigenvalues) == 16
 
 
-def test_header(tmp_path: Path) -> None:
-    probe = tiny.probe()
-    watch = monitor({"a": probe}, path=tmp_path / "g.jsonl", layers=[1, -1], batch_size=16, total_steps=50)
-    watch.start(tiny.model())
-    (header,) = read_lines(tmp_path / "g.jsonl")
-    assert header["probes"] == {"a": {"fingerprint": probe.fingerprint, "rows": 64}}
-    settings = header["settings"]
-    assert (settings["layers"], settings["batch_size"], settings["alpha_window"]) == ([1, -1], 16, [2, 8])
-    assert (settings["positions"], settings["precision"], settings["total_steps"]) == ("last", "training", 50)
-    assert settings["schedule"]["per_decade"] == 8
-    assert header["versions"]["torch"] == torch.__version__
-
-
 def test_spectra_can_be_left_off(tmp_path: Path) -> None:
     monitor(path=tmp_path / "g.jsonl", spectra=False).measure(tiny.model(), 0)
     assert read_records(tmp_path / "g.jsonl")[0]["spectrum"] is None
@@ -197,9 +179,9 @@ def test_spectra_can_be_left_off(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("n", "d"), [(60, 6), (30, 50)], ids=["n>d", "n<d"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_non_finite_rows(tmp_path: Path, n: int, d: int, value: float) -> None:
-    model = Table(d)
-    model.table.weight.data[[3, 5], 2] = value
-    watch = monitor(table_probe(n), layers="table", alpha_window=(1, 4), path=tmp_path / "g.jsonl", batch_size=4)
+    model = nn.Sequential(nn.Embedding(100, d))
+    model[0].weight.data[[3, 5], 2] = value
+    watch = monitor(table_probe(n), layers="0", alpha_window=(1, 4), path=tmp_path / "g.jsonl", batch_size=4)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         (record,) = watch.measure(model, 0)
@@ -209,7 +191,7 @@ def test_non_finite_rows(tmp_path: Path, n: int, d: int, value: float) -> None:
     (line,) = read_records(tmp_path / "g.jsonl")
     assert (line["rankme"], line["reasons"]["rankme"], line["spectrum"]) == (None, reason, None)
     assert "NaN" not in (tmp_path / "g.jsonl").read_text()
-    model.table.weight.data[[3, 5], 2] = 0.0
+    model[0].weight.data[[3, 5], 2] = 0.0
     assert watch.measure(model, 1)[0].metrics["rankme"] > 1
 
 
@@ -432,12 +414,9 @@ def test_an_allowed_change_begins_another_curve(tmp_path: Path) -> None:
         before.step(model, step)
     state = before.state_dict()
     before.close()
-    after = monitor(tiny.probe(seed=9), path=path, allow_change=True)
-    after.load_state_dict(state)
-    after.start(model, step=7)
-    assert not after._curves
-    same = monitor(path=path)
-    after.close()
-    same.load_state_dict(state)
-    same.start(model, step=7)
-    assert len(same._curves) == 1
+    for probe, curves in ((tiny.probe(seed=9), 0), (tiny.probe(), 1)):
+        after = monitor(probe, path=path, allow_change=True)
+        after.load_state_dict(state)
+        after.start(model, step=7)
+        assert len(after._curves) == curves
+        after.close()

@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 from states import hooks_of
-from torch import nn
+from torch import Tensor, nn
 
 from geomcallbacks import GeometryMonitor, ProbeSet
 from geomcallbacks.reading.reader import Reader, leave_no_trace
@@ -86,27 +86,16 @@ def test_frequencies_of_dynamic_rope_are_put_back() -> None:
     assert model.model.rotary_emb.max_seq_len_cached == 64
 
 
-@pytest.mark.parametrize("precision", ["training", "bf16", "fp32"])
-@pytest.mark.parametrize("when", ["before", "between"])
-def test_gradients_are_those_of_training_alone(precision: str, when: str) -> None:
-    """Measured before a batch, or between two of an accumulated update, whose first gradient is to be added to.
+@pytest.mark.parametrize("precision", ["training", "bf16"])
+def test_autocast_caches_no_weight_while_measuring(precision: str) -> None:
+    """A low-precision copy that was made without gradients would end training in some versions of torch."""
+    seen = []
 
-    Autocast caches the low-precision copy of a weight, and one made without gradients would end training. torch 2.13
-    keeps no such copy itself; earlier ones that the package supports do.
-    """
-    ids_nt, mask_nt = tiny.rows(4)
-    gradients = []
-    for measured in (False, True):
-        model = tiny.model("llama")
-        monitor = watch(precision=precision)
-        monitor.start(model)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            if when == "between":
-                model(input_ids=ids_nt, attention_mask=mask_nt, labels=ids_nt).loss.backward()
-            if measured:
-                monitor.measure(model, 0)
-            model(input_ids=ids_nt, attention_mask=mask_nt, labels=ids_nt).loss.backward()
-        gradients.append([p.grad for p in model.parameters()])
-    for without, with_measuring in zip(*gradients, strict=True):
-        assert with_measuring is not None
-        assert torch.equal(without, with_measuring)
+    def forward(model: nn.Module, ids_bt: Tensor, mask_bt: Tensor) -> None:
+        seen.append((torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled()))
+        model(input_ids=ids_bt, attention_mask=mask_bt)
+
+    monitor = watch(precision=precision, layers="gpt_neox.final_layer_norm", forward=forward)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        monitor.measure(tiny.model(), 0)
+    assert set(seen) == {(True, False)}
