@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from geomcallbacks.probe import ProbeSet, deal
 from geomcallbacks.reading.device import device_of
-from geomcallbacks.reading.reader import Reader, leave_no_trace
+from geomcallbacks.reading.locate import check_tokens
+from geomcallbacks.reading.no_trace import leave_no_trace
+from geomcallbacks.reading.reader import Reader
 from geomcallbacks.reading.sharding import release
 from geomcallbacks.record import GeometryRecord
 from geomcallbacks.running.processes import rank, worst
@@ -27,13 +29,8 @@ from geomcallbacks.spectra.summary import numbers_of
 
 Ending = Callable[[], bool]
 
-_OK, _OUT_OF_MEMORY, _FAILED, _ENDING = range(4)
-_DTYPE_NAMES: dict[Any, str] = {
-    torch.float64: "fp64",
-    torch.float32: "fp32",
-    torch.bfloat16: "bf16",
-    torch.float16: "fp16",
-}
+_OK, _OUT_OF_MEMORY, _FAILED, _ENDING = range(4)  # the worst of all ranks counts
+_SHORT_NAMES = {"float64": "fp64", "float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 _LOST = (
     "the probe failed on process {} inside the forward pass of a sharded model ({}: {}). The other processes wait for"
@@ -89,17 +86,8 @@ def prepare(model: nn.Module, probes: Mapping[str, ProbeSet], settings: ReadingS
         )
     warnings = []
     for label, probe in probes.items():
-        if reader.vocabulary is not None and probe.max_token_id >= reader.vocabulary:
-            raise ValueError(
-                f"probe {label!r} holds token id {probe.max_token_id}, and the model's vocabulary ends at"
-                f" {reader.vocabulary - 1}: build the probe with the model's own tokenizer"
-            )
-        longest = int(probe.lengths_n.max())
-        if reader.longest is not None and longest > reader.longest:  # on CUDA, reading past it ends the process
-            raise ValueError(
-                f"probe {label!r} has a row of {longest} tokens, and the model has {reader.longest} positions: build"
-                f" the probe with max_length={reader.longest}"
-            )
+        if reader.language_model is not None:
+            check_tokens(reader.language_model, f"probe {label!r}", probe.max_token_id, int(probe.lengths_n.max()))
         n = settings.features(probe)
         for d in _widths(reader, probe, settings):
             settings.check_probe(label, probe, d)
@@ -141,21 +129,15 @@ def measure_probe(
     """
     begin = time.perf_counter()
     device, groups = device_of(reader.called), reader.spread.groups
-    done = _pass(reader, probe, settings, device, ending)
+    done, n = _read_probe(reader, probe, settings, device, ending), settings.features(probe)
     bad = torch.stack([layer.bad.to(device) for layer in done.layers.values()])
     for group in groups:
         dist.all_reduce(bad, group=group)
     bad_rows = bad.tolist()  # waits for the forward pass
     middle = time.perf_counter()
     with _together(groups, device):
-        numbers = numbers_of(
-            [layer.store for layer in done.layers.values()],
-            bad_rows,
-            n=settings.features(probe),
-            window=settings.alpha_window,
-            intervals=settings.intervals,
-            device=device,
-        )
+        stores = [layer.store for layer in done.layers.values()]
+        numbers = numbers_of(stores, bad_rows, n=n, window=settings.alpha_window, intervals=settings.intervals)
     spectrum_seconds = (time.perf_counter() - middle) / len(numbers)
     return [
         GeometryRecord(
@@ -166,7 +148,7 @@ def measure_probe(
             layer=name,
             module=layer.module,
             positions=settings.positions,
-            n=settings.features(probe),
+            n=n,
             d=layer.store.d,
             metrics=found.metrics,
             reasons=found.reasons,
@@ -191,7 +173,7 @@ def _widths(reader: Reader, probe: ProbeSet, settings: ReadingSettings) -> list[
     return [feature_md.shape[1] for feature_md in features.values()]
 
 
-def _pass(
+def _read_probe(
     reader: Reader, probe: ProbeSet, settings: ReadingSettings, device: torch.device, ending: Ending | None
 ) -> _Pass:
     """Read the whole probe, in smaller batches where memory runs out; all ranks act alike."""
@@ -287,4 +269,5 @@ def _precision(reader: Reader, device: torch.device) -> str:
 
 
 def _dtype_name(dtype: torch.dtype | None) -> str:
-    return _DTYPE_NAMES.get(dtype, str(dtype).removeprefix("torch."))
+    name = str(dtype).removeprefix("torch.")
+    return _SHORT_NAMES.get(name, name)

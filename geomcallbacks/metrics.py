@@ -146,9 +146,7 @@ def check_window(window: tuple[int, int]) -> tuple[int, int]:
     except (TypeError, ValueError, OverflowError):  # the last of an infinite rank
         valid = False
     if not valid:
-        raise ValueError(
-            f"alpha_window={window!r} is not a window of ranks: give (first, last), from 1, at least three"
-        )
+        raise ValueError(f"alpha_window={window!r} is not a window of ranks: give (first, last), three or more from 1")
     return int(low), int(high)
 
 

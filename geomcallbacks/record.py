@@ -92,9 +92,23 @@ class GeometryRecord:
 
 def record_files(folder: Path, stem: str = "geometry") -> list[Path]:
     """The record files in a run's folder, in the order of their runs: `geometry.jsonl`, `geometry-2.jsonl`, …"""
-    path = folder / f"{stem}.jsonl"
-    known = sorted(set(numbers(path))) if folder.is_dir() else []
-    return [file for number in known if (file := numbered(path, number)).is_file()]
+    files = run_files(folder / f"{stem}.jsonl") if folder.is_dir() else []
+    return [file for file in files if file.is_file()]
+
+
+def record_file(path: str | Path) -> Path:
+    """The file `path`, or of a run's folder the record file of its latest start from update 0.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    if files := record_files(path):
+        return files[-1]
+    wrong = "holds no geometry.jsonl" if path.is_dir() else "does not exist"
+    raise FileNotFoundError(f"{path} {wrong}: give the geometry.jsonl of a run, or its folder")
 
 
 def probes_folder(path: Path) -> Path:
@@ -141,10 +155,9 @@ def read_records(path: str | Path, *, as_frame: bool = False) -> list[dict[str, 
                     raise ValueError(f"{path} has a header with resumed_from={resumed_from!r}, which is no update")
                 records = [record for record in records if record["step"] <= resumed_from]
         elif line.get("kind") == "record":
-            if not _is_count(line.get("step")):
-                number = len(records) + 1
+            if not _is_count(step := line.get("step")):
                 raise ValueError(
-                    f"{path}, record {number}: step is {line.get('step')!r}, and must be a number of updates from 0"
+                    f"{path}, record {len(records) + 1}: step is {step!r}, and must be a number of updates"
                 )
             records.append({key: value for key, value in line.items() if key != "kind"})
     if not as_frame:
@@ -222,8 +235,8 @@ def numbered(path: Path, number: int) -> Path:
     return path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
 
 
-def numbers(path: Path) -> list[int]:
-    """Numbers of the runs whose files may stand beside `path`, its own 1 first."""
+def run_files(path: Path) -> list[Path]:
+    """`path`, whether or not it stands, and the files of later runs beside it, in the order of their numbers."""
     pattern = re.compile(re.escape(path.stem) + r"-(\d+)" + re.escape(path.suffix))
-    found = [match for match in map(pattern.fullmatch, os.listdir(path.parent)) if match]
-    return [1] + [int(match[1]) for match in found]
+    found = {int(match[1]) for match in map(pattern.fullmatch, os.listdir(path.parent)) if match}
+    return [numbered(path, number) for number in sorted({1, *found})]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: Without `every`, the run is measured about so many times behind its log-spaced beginning.
+#: Without `every`, the run is measured about so many times after its log-spaced beginning.
 _MEASUREMENTS_PER_RUN = 50
 
 
@@ -34,9 +34,7 @@ class Schedule:
     def __post_init__(self) -> None:
         object.__setattr__(self, "at", tuple(sorted(self.at)))
         if self.every is not None and self.every < 1:
-            raise ValueError(
-                f"every={self.every}: give a positive number of updates, or None for a fiftieth of the run"
-            )
+            raise ValueError(f"every={self.every}: give a positive number of updates, or None: a fiftieth of the run")
         if self.per_decade < 0:
             raise ValueError(f"per_decade={self.per_decade}: give 0 or a positive number of measurements per tenfold")
         if any(step != int(step) or step < 0 for step in self.at):
@@ -57,14 +55,11 @@ class Schedule:
             every = max(1, total // _MEASUREMENTS_PER_RUN)
         if every is not None and (self.per_decade == 0 or step * (10 ** (1 / self.per_decade) - 1) >= every):
             return step % every == 0
-        return self.per_decade > 0 and self._is_log_spaced(step)
+        return self.per_decade > 0 and _log_index(step, self.per_decade) != _log_index(step - 1, self.per_decade)
 
     def steps(self, total: int) -> list[int]:
         """All updates at which a run of `total` updates is measured."""
         return [step for step in range(total + 1) if self.is_due(step, total)]
-
-    def _is_log_spaced(self, step: int) -> bool:
-        return _log_index(step, self.per_decade) != _log_index(step - 1, self.per_decade)
 
 
 def _log_index(step: int, per_decade: int) -> int:

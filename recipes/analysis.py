@@ -21,6 +21,7 @@ import numpy as np
 import pretrain
 from analyses.numbers import analyse
 from analyses.table import render
+from text.corpus import Corpus
 from text.tokens import probe_rows
 from training.arguments import RecipeParser, setting
 from training.run_folder import RunFolder
@@ -112,7 +113,7 @@ def probes_of(run: RunFolder) -> dict[str, ProbeSet]:
     others = {
         "quarter": probe.input_ids_nt[: rows // 4],
         "half_length": probe.input_ids_nt[:, : length // 2],
-        "other_text": probe_rows(run.corpus().texts("ood_test"), tokenizer, rows, length),
+        "other_text": probe_rows(Corpus.load(run.path / "corpus").texts("ood_test"), tokenizer, rows, length),
     }
     return {"probe": probe} | {name: ProbeSet.from_token_ids(ids_nt) for name, ids_nt in others.items()}
 

@@ -13,7 +13,6 @@ import dataclasses
 import json
 
 from accelerate import PartialState
-from datasets import Dataset
 from text.arithmetic import read_answer
 from text.data import Row, to_pairs, to_preferences
 from training.arguments import RecipeParser, setting
@@ -50,19 +49,10 @@ def main(settings: PreferenceSettings, args: DPOConfig) -> None:
     test = preferences(stage, "test", texts.test_rows(), model)
     chosen, rejected = texts.completions(test, "chosen"), texts.completions(test, "rejected")
     general = texts.general_probe()
-    measures = {
-        **texts.losses(general),
-        "preference": PreferenceScore(chosen, rejected, batch_size=settings.test_batch, reference=model),
-    }
-    trainer = DPOTrainer(
-        model=model,
-        args=args,
-        train_dataset=Dataset.from_list(train),
-        processing_class=texts.tokenizer,
-        peft_config=stage.weights.lora(),
-        callbacks=stage.callbacks({"general": general, "task": texts.completion_probe(chosen)}, measures),
-    )
-    stage.train(trainer)
+    preference = PreferenceScore(chosen, rejected, batch_size=settings.test_batch, reference=model)
+    measures = {**texts.losses(general), "preference": preference}
+    probes = {"general": general, "task": texts.completion_probe(chosen)}
+    stage.train(DPOTrainer(model, **stage.trainer_options(train, probes, measures)))
     stage.finish(train_rows=len(train), test_rows=len(test))
 
 
@@ -85,15 +75,9 @@ def sample_rejected(stage: Stage, pairs: list[Row], model: PreTrainedModel) -> l
     is what is learned. The reply to a problem must be wrong.
     """
     settings, tokenizer = stage.settings, stage.texts.tokenizer
-    rollouts = sample(
-        model,
-        tokenizer,
-        [pair["prompt"] for pair in pairs],
-        samples=settings.samples,
-        max_new_tokens=settings.sampled_tokens,
-        temperature=settings.samples_temperature,
-        seed=settings.samples_seed,
-    )
+    prompts = [pair["prompt"] for pair in pairs]
+    drawn = dict(samples=settings.samples, temperature=settings.samples_temperature, seed=settings.samples_seed)
+    rollouts = sample(model, tokenizer, prompts, max_new_tokens=settings.sampled_tokens, **drawn)
     found = []
     for pair, replies in zip(pairs, rollouts.completions, strict=True):
         wanted, *lengths = [len(ids) for ids in tokenizer([pair["completion"], *replies])["input_ids"]]

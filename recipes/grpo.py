@@ -15,7 +15,6 @@ import json
 from typing import Any, Literal
 
 from accelerate import PartialState
-from datasets import Dataset
 from judging.rewards import VERIFIERS, Verifier
 from text.data import Row, problem_rows, to_pairs, to_problems
 from training.arguments import RecipeParser, setting
@@ -68,15 +67,8 @@ def main(settings: RewardSettings, args: GRPOConfig) -> None:
         "rollouts": rollouts.probe("start", model),
     }
     rollouts.judge("start", model)
-    trainer = GRPOTrainer(
-        model=model,
-        args=args,
-        reward_funcs=verifier.reward,
-        train_dataset=Dataset.from_list(to_problems(train)),
-        processing_class=texts.tokenizer,
-        peft_config=stage.weights.lora(),
-        callbacks=stage.callbacks(probes, measures),
-    )
+    options = stage.trainer_options(to_problems(train), probes, measures)
+    trainer = GRPOTrainer(model, reward_funcs=verifier.reward, **options)
     stage.train(trainer)
     trained = stage.weights.load(stage.folder / "model")  # free of the trainer's autocast, as the start weights are
     rollouts.judge("end", trained)

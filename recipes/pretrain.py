@@ -119,14 +119,13 @@ def main(settings: PretrainSettings) -> None:
     rows_nt = packed_rows(corpus.texts("pretrain"), tokenizer, settings.seq_length + 1)
     held_out = probe_rows(corpus.texts("probe"), tokenizer, settings.probe_rows, settings.probe_length)
     probe = ProbeSet.from_token_ids(held_out)
-    longest = max(settings.seq_length, settings.probe_length)
     measures = build_measures(settings, rows_nt, corpus, tokenizer, probe)
     if first_rank and not settings.resume:
         folder.begin(settings, corpus, tokenizer, probe)
         save_measures(measures, folder.path)
 
     L.seed_everything(settings.seed, workers=True)
-    model = build_model(settings, tokenizer, longest)
+    model = build_model(settings, tokenizer, positions=max(settings.seq_length, settings.probe_length))
     schedule = Schedule(every=settings.every, per_decade=settings.per_decade)
     geometry = GeometryCallback(
         probe,
@@ -141,9 +140,8 @@ def main(settings: PretrainSettings) -> None:
     trainer = make_trainer(settings, folder, start, [geometry, *behaviour, saver])
     for logger in trainer.loggers:
         logger.log_hyperparams(dataclasses.asdict(settings))
-    parameters = sum(parameter.numel() for parameter in model.parameters())
     trainer.print(
-        f"{parameters:,} parameters, {rows_nt.numel():,} tokens of text, vocabulary {len(tokenizer)}, "
+        f"{model.num_parameters():,} parameters, {rows_nt.numel():,} tokens of text, vocabulary {len(tokenizer)}, "
         f"{settings.updates} updates of {settings.batch_size} x {settings.seq_length} tokens"
     )
     module = LanguageModel(model, rows_nt, settings, start)
@@ -157,9 +155,8 @@ def make_trainer(settings: PretrainSettings, folder: RunFolder, start: int, call
     loggers: list[Logger] = [CSVLogger(folder.path, name="loss", version=f"from_{start:06d}")]
     mode = os.environ.get("WANDB_MODE", "offline") if settings.wandb == "auto" else settings.wandb
     if mode != "disabled":
-        name, project = folder.path.name, settings.wandb_project
         quiet = wandb.Settings(silent=mode == "offline")  # report() says what W&B would, in fewer lines
-        where = {"save_dir": folder.path, "project": project, "name": name}
+        where = {"save_dir": folder.path, "project": settings.wandb_project, "name": folder.path.name}
         loggers.append(WandbLogger(**where, mode=mode, settings=quiet))
     keep = ModelCheckpoint(
         folder.resume_file.parent,

@@ -12,7 +12,6 @@ model on hub data, or on local files in the same columns::
 
 from __future__ import annotations
 
-from datasets import Dataset
 from text.data import to_pairs
 from training.arguments import RecipeParser
 from training.posttrain import Stage, end_processes
@@ -33,15 +32,8 @@ def main(settings: StageSettings, args: SFTConfig) -> None:
     texts = stage.texts
     pairs, general = to_pairs(texts.train_rows("sft")), texts.general_probe()
     losses = texts.losses(general)
-    trainer = SFTTrainer(
-        model=stage.weights.model(),
-        args=args,
-        train_dataset=Dataset.from_list(pairs),
-        processing_class=texts.tokenizer,
-        peft_config=stage.weights.lora(),
-        callbacks=stage.callbacks({"general": general, "task": texts.completion_probe(losses["id"].rows)}, losses),
-    )
-    stage.train(trainer)
+    probes = {"general": general, "task": texts.completion_probe(losses["id"].rows)}
+    stage.train(SFTTrainer(stage.weights.model(), **stage.trainer_options(pairs, probes, losses)))
     stage.finish(train_rows=len(pairs))
 
 

@@ -41,6 +41,10 @@ OWN: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+class Interrupted(RuntimeError):
+    """Stands for the kill of a run."""
+
+
 def module_text(seed: int) -> str:
     """A module of four short documented functions."""
     rng = random.Random(seed)

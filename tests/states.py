@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from geomcallbacks import ProbeSet
-from geomcallbacks.reading.reader import Reader, leave_no_trace
+from geomcallbacks.reading.no_trace import leave_no_trace
+from geomcallbacks.reading.reader import Reader
 from geomcallbacks.spectra.moments import Rows
 
 
@@ -24,7 +25,7 @@ def read(
             for label, feature_md in features.items():
                 assert not feature_md.requires_grad
                 stores.setdefault(label, Rows(feature_md.shape[1])).update(feature_md, origin)
-    return {label: store.finish().rows_nd for label, store in stores.items()}
+    return {label: store.finish()[0] for label, store in stores.items()}
 
 
 def own_states(model: nn.Module, ids_nt: Tensor, mask_nt: Tensor) -> list[list[Tensor]]:

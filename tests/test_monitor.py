@@ -226,7 +226,7 @@ def test_arguments_are_refused_at_construction(changes: dict[str, object], messa
         ({"alpha_window": (11, 40)}, r"alpha_window=\(11, 40\) reaches past the 16 eigenvalues that n = 64 features of"
                                      r" d = 16 of probe 'probe' have: end it at 16 or below, such as .*\(2, 12\)"),
         ({"probe": ProbeSet.from_token_ids(torch.full((64, 5), 120))}, r"probe 'probe' holds token id 120, and the"
-                                     r" model's vocabulary ends at 119: build the probe with the model's own"),
+                                     r" model's vocabulary ends at 119: build it with the model's own"),
         ({"probe": tiny.probe(t=70)}, r"probe 'probe' has a row of \d+ tokens.*64 positions.*max_length=64"),
     ],
 )  # fmt: skip

@@ -18,7 +18,7 @@ from geomcallbacks import GeometryRecord, read_records, read_spectra
 from geomcallbacks.metrics import METRIC_NAMES
 from geomcallbacks.phases.table import phases_of_file
 from geomcallbacks.record import read_lines
-from geomcallbacks.running.writer import RecordWriter, record_lines
+from geomcallbacks.running.record_writer import RecordWriter, record_lines
 
 ROOT = Path(__file__).parent.parent
 NAME = "weiß/中"  # several bytes a letter, so that a torn line may end inside one
@@ -157,7 +157,7 @@ def test_next_free_name(tmp_path: Path) -> None:
 
 HOLD = """
 import sys
-from geomcallbacks.running.writer import RecordWriter
+from geomcallbacks.running.record_writer import RecordWriter
 writer = RecordWriter(sys.argv[1], int(sys.argv[2]), {})
 print(writer.path.name, flush=True)
 sys.stdin.read()
@@ -185,7 +185,7 @@ def test_two_processes_are_kept_apart(tmp_path: Path, start: int) -> None:
 FULL = """
 import resource, signal, sys
 from pathlib import Path
-from geomcallbacks.running.writer import RecordWriter
+from geomcallbacks.running.record_writer import RecordWriter
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that a write past the limit fails, as on a full disk
 path, rooms, written = Path(sys.argv[1]), [int(room) for room in sys.argv[2:]], []

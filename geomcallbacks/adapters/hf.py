@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -17,26 +17,19 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.integrations import TensorBoardCallback, WandbCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
+from geomcallbacks.adapters.callback import Monitored
 from geomcallbacks.adapters.siblings import siblings
-from geomcallbacks.adapters.tracker import Row, TrackerQueue, wandb_histograms
-from geomcallbacks.running.base import RunMonitor
+from geomcallbacks.adapters.tracker import Row, wandb_histograms
 
 
-class MonitorCallback(TrainerCallback):
+class MonitorCallback(Monitored, TrainerCallback):
     """Drive a monitor by the Trainer's hooks: at update 0, after each update, and at the last.
 
-    Args:
-        monitor: what measures.
-        row: turns what the monitor's `step` gives into a row of the trackers.
-        file: name of the record file in `args.output_dir`, where the monitor was given none.
+    The record file lies in `args.output_dir`, where the monitor was given none.
     """
 
-    def __init__(self, monitor: RunMonitor, row: Callable[[Any, Any], Row], file: str) -> None:
-        self.monitor = monitor
-        self._row, self._file = row, file
-        self._queue = TrackerQueue()
-        self._siblings: list[TrainerCallback] = []
-        self._stopped_by_signal = False
+    _siblings: Sequence[TrainerCallback] = ()
+    _stopped_by_signal = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -87,13 +80,14 @@ class MonitorCallback(TrainerCallback):
     def _step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module) -> None:
         counted = args.include_num_input_tokens_seen not in (False, "no")
         tokens = int(state.num_input_tokens_seen) if counted else None
-        # Whether the process ends is known to each rank by itself, and what is due must be the same for all.
+        # SIGTERM may make Trainer stop on this rank alone, and what is due must be the same for all: such a stop is no
+        # last update. An evaluation that stops early does so on all ranks.
         last = control.should_training_stop and not self._is_ending()
         with _autocast(args):
             found = self.monitor.step(model, state.global_step, tokens=tokens, last=last)
         self._keep_state(state)
         if found:
-            self._log(args, state, control, self._row(self.monitor, found))
+            self._log(args, state, control, self._make_row(self.monitor, found))
         if control.should_training_stop:  # trackers close in their own on_train_end, which comes before ours
             self._queue.flush()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +11,15 @@ import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from geomcallbacks.adapters.tracker import Row, TrackerQueue, wandb_histograms
-from geomcallbacks.running.base import RunMonitor
+from geomcallbacks.adapters.callback import Monitored
+from geomcallbacks.adapters.tracker import Row, wandb_histograms
 
 
-class MonitorCallback(L.Callback):
+class MonitorCallback(Monitored, L.Callback):
     """Drive a monitor by Lightning's hooks: at update 0, after each update, and at the last.
 
-    Args:
-        monitor: what measures.
-        row: turns what the monitor's `step` gives into a row of the loggers.
-        file: name of the record file in `trainer.log_dir`, where the monitor was given none.
+    The record file lies in `trainer.log_dir`, where the monitor was given none.
     """
-
-    def __init__(self, monitor: RunMonitor, row: Callable[[Any, Any], Row], file: str) -> None:
-        self.monitor = monitor
-        self._row, self._file = row, file
-        self._queue = TrackerQueue()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Check arguments and model, and measure update 0, or that of a checkpoint whose measurement is missing."""
@@ -92,7 +83,7 @@ class MonitorCallback(L.Callback):
             found = self.monitor.step(pl_module, step, last=last)
         if not found:
             return
-        row = self._row(self.monitor, found)
+        row = self._make_row(self.monitor, found)
         # Not through self.log: it reaches loggers on the log_every_n_steps grid only, and repeats what it was given.
         # What has no value is NaN there, which ModelCheckpoint ranks last: an old value would be taken for a new one.
         seen = dict.fromkeys(row.missing, math.nan) | dict(row.values)

@@ -98,12 +98,9 @@ class TrackerQueue:
         self._warn = WarnOnce()
         self._stuck = False
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Keep the size alone: neither thread nor lock can go to another process, as in a deep copy."""
-        return {"size": self._queue.maxsize}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["size"])  # type: ignore[misc]
+    def __reduce__(self) -> tuple[type[TrackerQueue], tuple[int]]:
+        """Keep the size alone, in a deep copy too: neither thread nor lock can be copied."""
+        return TrackerQueue, (self._queue.maxsize,)
 
     def submit(self, tracker: str, call: Callable[[], None]) -> None:
         """Have `call` made soon; return at once. `tracker` is its name in a warning."""

@@ -11,8 +11,8 @@ from torch import nn
 
 from geomcallbacks.reading import locate
 from geomcallbacks.reading.device import device_of
-from geomcallbacks.reading.reader import leave_no_trace
-from geomcallbacks.settings import Settings
+from geomcallbacks.reading.no_trace import leave_no_trace
+from geomcallbacks.settings import ReadingSettings
 
 
 def language_model_of(model: nn.Module) -> Any:
@@ -37,15 +37,10 @@ def evaluating(model: nn.Module) -> Iterator[Any]:
     """
     found = language_model_of(model)
     # Not the cached autocast of training: a weight cached here without gradients would be used by the next update.
-    with leave_no_trace(model), torch.no_grad(), Settings().autocast(device_of(found)):
+    with leave_no_trace(model), torch.no_grad(), ReadingSettings().autocast(device_of(found)):
         yield found
 
 
 def check_tokens(model: nn.Module, name: str, largest: int, longest: int) -> None:
-    """Raise ``ValueError`` where the model's vocabulary or its positions do not reach as far as the rows called so."""
-    found = language_model_of(model)
-    vocabulary, positions = locate.vocabulary_of(found), locate.longest_of(found)
-    if vocabulary is not None and largest >= vocabulary:
-        raise ValueError(f"{name} hold token id {largest}, and the model knows {vocabulary}: use its own tokenizer")
-    if positions is not None and longest > positions:
-        raise ValueError(f"{name} reach {longest} tokens, and the model has {positions} positions: shorten them")
+    """Raise ``ValueError`` where the model's vocabulary or its positions do not reach as far as a set of rows."""
+    locate.check_tokens(language_model_of(model), f"the set of {name}", largest, longest)

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-
 from geomcallbacks.adapters.lightning import MonitorCallback
-from geomcallbacks.behaviour.monitor import BehaviourMonitor, Measure, behaviour_row
-from geomcallbacks.running.messages import OnError
-from geomcallbacks.schedule import Schedule
+from geomcallbacks.behaviour.monitor import BehaviourArguments
 
 
-class BehaviourCallback(MonitorCallback):
+class BehaviourCallback(BehaviourArguments, MonitorCallback):
     """Measure what a model does while a Lightning Trainer fits, and log it beside loss and geometry.
 
     At update 0, at the scheduled updates and at the last, each number goes as `behaviour/<name>/<key>` to every logger
@@ -30,17 +25,3 @@ class BehaviourCallback(MonitorCallback):
         TypeError, ValueError: at construction, for arguments that are wrong by themselves; when training begins, for
             those that do not fit the model.
     """
-
-    monitor: BehaviourMonitor
-
-    def __init__(
-        self,
-        measures: Mapping[str, Measure],
-        *,
-        schedule: Schedule = Schedule(),  # noqa: B008 (frozen)
-        path: str | Path | None = None,
-        on_error: OnError = "warn",
-        total_steps: int | None = None,
-    ) -> None:
-        monitor = BehaviourMonitor(measures, schedule=schedule, path=path, on_error=on_error, total_steps=total_steps)
-        super().__init__(monitor, behaviour_row, "behaviour.jsonl")

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from geomcallbacks.adapters.callback import Monitored
 from geomcallbacks.adapters.tracker import Row
 from geomcallbacks.reading.device import device_of
 from geomcallbacks.reading.locate import refuse_sharded, refuse_unsupported, unwrap
-from geomcallbacks.reading.reader import leave_no_trace
-from geomcallbacks.running.base import Due, RunMonitor
+from geomcallbacks.reading.no_trace import leave_no_trace
 from geomcallbacks.running.messages import OnError
 from geomcallbacks.running.processes import from_first, rank
+from geomcallbacks.running.run_monitor import Due, RunMonitor
 from geomcallbacks.schedule import Schedule
 from geomcallbacks.settings import ReadingSettings
 from geomcallbacks.statistics import finite
@@ -160,6 +161,24 @@ def behaviour_row(monitor: BehaviourMonitor, found: Mapping[str, float | None]) 
     lines = [{key: value for key, value in values.items() if key.startswith(name)} for name in names]
     missing = [f"behaviour/{key}" for key, value in found.items() if value is None]
     return Row(values, missing, [line for line in lines if line])
+
+
+class BehaviourArguments(Monitored):
+    """The constructor of both BehaviourCallbacks."""
+
+    monitor: BehaviourMonitor
+
+    def __init__(
+        self,
+        measures: Mapping[str, Measure],
+        *,
+        schedule: Schedule = Schedule(),  # noqa: B008 (frozen)
+        path: str | Path | None = None,
+        on_error: OnError = "warn",
+        total_steps: int | None = None,
+    ) -> None:
+        monitor = BehaviourMonitor(measures, schedule=schedule, path=path, on_error=on_error, total_steps=total_steps)
+        super().__init__(monitor, behaviour_row, "behaviour.jsonl")
 
 
 def _check_names(measures: Any) -> None:

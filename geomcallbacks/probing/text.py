@@ -45,11 +45,8 @@ def tokenise(
     texts: Iterable[str], tokenizer: Any, *, size: int, max_length: int, seed: int, min_length: int
 ) -> TokenRows:
     """Tokenise texts until `size` of them were long enough. See `ProbeSet.from_texts`."""
-    for name, value, least in (
-        ("size", size, 1),
-        ("min_length", min_length, 2),
-        ("max_length", max_length, min_length),
-    ):
+    limits = {"size": (size, 1), "min_length": (min_length, 2), "max_length": (max_length, min_length)}
+    for name, (value, least) in limits.items():
         if not isinstance(value, int) or not least <= value < 2**31:
             raise ValueError(f"{name}={value!r} makes no probe: give a whole number of at least {least}")
     if isinstance(texts, str | bytes | Mapping):

@@ -140,19 +140,27 @@ def _numbered(root_name: str, language_model: Any, layer: int) -> ReadPoint:
     return ReadPoint(f"layer{index}", name or type(module).__name__, module, "output" if index else "input")
 
 
-def vocabulary_of(language_model: Any) -> int | None:
-    """Return how many token ids the model knows, or None where its embedding does not say."""
+def check_tokens(language_model: Any, name: str, largest: int, longest: int) -> None:
+    """Raise ``ValueError`` where the model's vocabulary, or its learned positions, do not reach as far as some rows.
+
+    Args:
+        language_model: the model; nothing is checked where its embedding does not say how many token ids it knows, nor
+            of rotary positions, which do not end.
+        name: what holds the rows.
+        largest: their largest token id.
+        longest: tokens of the longest of them.
+    """
     # PEFT's wrappers of an embedding hide num_embeddings, but not the weight.
     weight = getattr(language_model.get_input_embeddings(), "weight", None)
     shape: Sequence[int] = getattr(weight, "ds_shape", getattr(weight, "shape", ()))  # ZeRO-3 leaves an empty tensor
-    return int(shape[0]) if isinstance(weight, Tensor) and len(shape) == 2 else None
-
-
-def longest_of(language_model: Any) -> int | None:
-    """Return how many tokens the table of learned positions reaches; None for rotary positions, which do not end."""
-    if any("RotaryEmbedding" in type(child).__name__ for child in language_model.modules()):
-        return None
-    return getattr(language_model.config.get_text_config(), "max_position_embeddings", None)
+    if isinstance(weight, Tensor) and len(shape) == 2 and largest >= shape[0]:
+        ends = f"the model's vocabulary ends at {shape[0] - 1}"
+        raise ValueError(f"{name} holds token id {largest}, and {ends}: build it with the model's own tokenizer")
+    positions = getattr(language_model.config.get_text_config(), "max_position_embeddings", None)
+    rotary = any("RotaryEmbedding" in type(child).__name__ for child in language_model.modules())
+    if positions is not None and not rotary and longest > positions:  # on CUDA, reading past it ends the process
+        reach = f"and the model has {positions} positions"
+        raise ValueError(f"{name} has a row of {longest} tokens, {reach}: shorten it, as max_length={positions} does")
 
 
 def backbone_of(language_model: Any) -> nn.Module:
@@ -178,9 +186,7 @@ def refuse_sharded(model: nn.Module) -> None:
     from torch.distributed.tensor import DTensor
 
     if any(isinstance(p, DTensor) or is_partitioned(p) for p in model.parameters()):
-        raise ValueError(
-            "the model's parameters are sharded over processes: trace its checkpoints (geomcallbacks trace)"
-        )
+        raise ValueError("the model's parameters are sharded over processes: trace its checkpoints instead")
 
 
 def refuse_unsupported(model: nn.Module) -> None:

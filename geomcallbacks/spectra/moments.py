@@ -8,7 +8,7 @@ Neither ever waits for the device: how many features a probe gives is known befo
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,21 +20,6 @@ from geomcallbacks.reading.device import float64_device, send
 _BLOCK = 1024
 #: Columns of M2 that are added together, from the diagonal down: what lies above is the same.
 _STRIP = 512
-
-
-class MomentsOfAll(NamedTuple):
-    """Number of rows, mean (d,) and centred second moment M2 = Σ (x − mean)(x − mean)ᵀ (d, d), in float64."""
-
-    n: int
-    mean_d: Tensor
-    m2_dd: Tensor
-
-
-class RowsOfAll(NamedTuple):
-    """Rows (n, d) in float64, in the order of the probe, and the probe row (n,), on the CPU, that each came from."""
-
-    rows_nd: Tensor
-    origin_n: Tensor
 
 
 class Moments:
@@ -84,12 +69,15 @@ class Moments:
             dist.all_reduce(self._m2, group=group)
         self._count, self._added, self._mean = self._total, self._total, self._shared_mean
 
-    def finish(self) -> MomentsOfAll:
-        """Return the moments of all rows seen. A later `update` writes into the same M2."""
+    def finish(self) -> tuple[int, Tensor, Tensor]:
+        """Return number n, mean (d,) and centred second moment M2 (d, d) = Σ (x − mean)(x − mean)ᵀ of all rows seen.
+
+        In float64. A later `update` writes into the same M2.
+        """
         self._add_waiting()
         for start, end in self._strips():
             self._m2[start:end, end:] = self._m2[end:, start:end].T
-        return MomentsOfAll(self._count, self._mean, self._m2)
+        return self._count, self._mean, self._m2
 
     def _add_waiting(self) -> None:
         if not self._waiting:
@@ -148,10 +136,13 @@ class Rows:
         for group in groups:
             dist.all_reduce(self._rows[0], group=group)
 
-    def finish(self) -> RowsOfAll:
-        """Return all rows. Their order makes the result independent of how batches were cut and dealt to processes."""
+    def finish(self) -> tuple[Tensor, Tensor]:
+        """Return all rows (n, d) in float64, and the probe row (n,), on the CPU, that each came from.
+
+        They stand in the order of the probe, however batches were cut and dealt to processes.
+        """
         rows_nd, origin_n = self._in_order()
-        return RowsOfAll(rows_nd.to(float64_device(rows_nd.device)).to(torch.float64), origin_n)
+        return rows_nd.to(float64_device(rows_nd.device)).to(torch.float64), origin_n
 
     def _in_order(self) -> tuple[Tensor, Tensor]:
         rows_nd, origin_n = torch.cat(self._rows), torch.cat(self._origin)

@@ -42,7 +42,8 @@ class Spectrum:
 def spectrum_of(store: Moments | Rows) -> Spectrum:
     """Return the spectrum of everything a store has seen: at least one row."""
     if isinstance(store, Rows):
-        return spectrum_of_rows(store.finish().rows_nd, store.eps)
+        rows_nd, _ = store.finish()
+        return spectrum_of_rows(rows_nd, store.eps)
     n, mean_d, m2_dd = store.finish()
     uncentred_dd = torch.addr(m2_dd, mean_d, mean_d, alpha=n)
     floor = _floor(uncentred_dd.diagonal() / n, store.eps)

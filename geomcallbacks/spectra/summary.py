@@ -39,13 +39,7 @@ class Numbers:
 
 
 def numbers_of(
-    stores: Sequence[Moments | Rows],
-    bad_rows: Sequence[int],
-    *,
-    n: int,
-    window: tuple[int, int],
-    intervals: bool,
-    device: torch.device,
+    stores: Sequence[Moments | Rows], bad_rows: Sequence[int], *, n: int, window: tuple[int, int], intervals: bool
 ) -> list[Numbers]:
     """Solve for the spectrum of each layer, and summarise it.
 
@@ -55,27 +49,20 @@ def numbers_of(
         n: rows.
         window: ranks over which α is fitted.
         intervals: whether metrics get intervals; the stores are then `Rows`.
-        device: where the numbers of all layers meet before they leave for the CPU.
     """
-    spectra, spans = {}, {}
-    for index, store in enumerate(stores):
-        if bad_rows[index]:  # checked before the solve: eigvalsh may return finite numbers for a matrix of NaN
-            continue
-        spectra[index] = spectrum_of(store)
-        if intervals and isinstance(store, Rows):
-            spans[index] = jackknife(store, window)
-    parts = [
-        part.to(device) for spectrum in spectra.values() for part in (summarise(spectrum, window), spectrum.eigenvalues)
-    ]
-    left = torch.cat(parts).cpu() if parts else torch.empty(0)
+    # Checked before the solve: eigvalsh may return finite numbers for a matrix of NaN.
+    spectra = [None if bad else spectrum_of(store) for store, bad in zip(stores, bad_rows, strict=True)]
+    parts = [part for one in spectra if one is not None for part in (summarise(one, window), one.eigenvalues)]
+    left = torch.cat([part.to(parts[0].device) for part in parts]).cpu() if parts else torch.empty(0)
     found = []
-    for index, bad in enumerate(bad_rows):
-        if index not in spectra:
+    for store, spectrum, bad in zip(stores, spectra, bad_rows, strict=True):
+        if spectrum is None:
             found.append(Numbers(*no_values(f"{bad} of {n} rows are not finite")))
             continue
-        length = len(spectra[index].eigenvalues)
-        summary, values, left = torch.tensor_split(left, [_SUMMARY, _SUMMARY + length])
-        found.append(Numbers(*explain(summary.tolist(), n, window), spans.get(index, {}), values.clone()))
+        ends = [_SUMMARY, _SUMMARY + len(spectrum.eigenvalues)]
+        summary, values, left = torch.tensor_split(left, ends)
+        spans = jackknife(store, window) if intervals and isinstance(store, Rows) else {}
+        found.append(Numbers(*explain(summary.tolist(), n, window), spans, values.clone()))
     return found
 
 
@@ -93,7 +80,7 @@ def summarise(spectrum: Spectrum, window: tuple[int, int]) -> Tensor:
     values = spectrum.eigenvalues
     nothing = torch.full((), torch.nan, dtype=torch.float64, device=values.device)
     if spectrum.n < 2:
-        return nothing.repeat(len(METRIC_NAMES) + 1)
+        return nothing.repeat(_SUMMARY)
     fits = window[1] <= len(values)
     found = [
         metrics.rankme(values),

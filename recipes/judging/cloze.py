@@ -8,7 +8,6 @@ chance by its frequency (near), or by what an n-gram model makes of the last few
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from geomcallbacks.behaviour import Choices
-from judging.cloze_places import WORD, Place, TokenisedText, find_pieces, find_words, tokenise
+from judging.cloze_places import WORD, Place, TokenisedText, find_pieces, find_words
 from judging.ngrams import NgramCounts
 
 OPTIONS = 4
@@ -45,18 +44,19 @@ class PretrainingCounts:
         documents = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         self.ngrams = NgramCounts(documents, NEAR_CONTEXT + 1)
         self.words = Counter(word for text in texts for word in WORD.findall(text))
-        self._seen = {_hash(text) for text in texts}
+        self._seen = frozenset(texts)
 
     def tokenise(self, texts: Sequence[str]) -> list[TokenisedText]:
-        """Tokenise held-out texts.
+        """Tokenise held-out texts without special tokens.
 
         Raises:
             ValueError: One of them is also in the pretraining text.
         """
         for index, text in enumerate(texts):
-            if _hash(text) in self._seen:
+            if text in self._seen:
                 raise ValueError(f"texts[{index}] is also in the pretraining text; give held-out documents only")
-        return tokenise(texts, self.tokenizer)
+        made = self.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return [TokenisedText(*found) for found in zip(texts, made["input_ids"], made["offset_mapping"], strict=True)]
 
 
 def near_cloze(
@@ -227,7 +227,3 @@ def _draw(
             f" seq_length={seq_length}; lower the number of rows, or give more documents"
         )
     return Choices(prompts, chosen, answers)
-
-
-def _hash(text: str) -> bytes:
-    return hashlib.blake2b(text.encode("utf-8", errors="surrogatepass"), digest_size=16).digest()

@@ -6,8 +6,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from transformers import PreTrainedTokenizerBase
-
 WORD = re.compile(r"[A-Za-z_][A-Za-z_0-9]*")
 
 
@@ -59,21 +57,6 @@ class Place:
         """Return what the last ``most`` tokens before it stand for."""
         spans = self.document.spans[max(0, self.start - most) : self.start]
         return self.document.text[spans[0][0] : spans[-1][1]] if spans else ""
-
-
-def tokenise(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[TokenisedText]:
-    """Tokenise documents without special tokens.
-
-    Raises:
-        ValueError: The tokenizer does not say where its tokens lie in the text.
-    """
-    if not tokenizer.is_fast:
-        raise ValueError(f"{type(tokenizer).__name__} gives no offsets of its tokens; give a fast tokenizer")
-    made = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    return [
-        TokenisedText(text, ids, spans)
-        for text, ids, spans in zip(texts, made["input_ids"], made["offset_mapping"], strict=True)
-    ]
 
 
 def find_words(documents: Sequence[TokenisedText]) -> list[Place]:

@@ -23,16 +23,9 @@ class NgramCounts:
     Args:
         documents: Token ids of each document.
         order: Tokens of the longest n-grams.
-
-    Raises:
-        ValueError: There are no tokens, or ``order`` is not positive.
     """
 
     def __init__(self, documents: Sequence[Sequence[int]], order: int) -> None:
-        if order < 1:
-            raise ValueError(f"order={order} counts nothing; give 1 or more")
-        if not any(len(document) for document in documents):
-            raise ValueError("documents hold no tokens; give at least one")
         self.order = order
         tokens = np.concatenate([np.asarray(document, dtype=np.int64) for document in documents])
         # How many tokens of its own document end at each place: a longer n-gram would begin in the one before.

@@ -66,8 +66,7 @@ def build_measures(
         measures["cloze_far"] = ChoiceAccuracy(far, batch_size=_BATCH)
         measures["cloze_far_cut"] = ChoiceAccuracy(far.shortened(FAR_DISTANCE), batch_size=_BATCH)
     if settings.memorisation_rows:
-        rows = settings.memorisation_rows
-        measures["memorisation"] = memorisation_set(rows_nt, held_out, tokenizer, rows, batch_size=_BATCH)
+        measures["memorisation"] = memorisation_set(rows_nt, held_out, tokenizer, settings.memorisation_rows)
     if settings.frequency_bands:
         seen = token_counts(rows_nt, len(tokenizer))
         measures["primacy"] = FrequencyLoss(probe, seen, bands=settings.frequency_bands, batch_size=_BATCH)

@@ -29,17 +29,19 @@ class Problem:
     signs: tuple[str, ...]
 
     @property
+    def steps(self) -> list[str]:
+        """What is added to the first term, one after the other: "+8", "-23"."""
+        return [f"{sign}{term}" for sign, term in zip(self.signs, self.terms[1:], strict=True)]
+
+    @property
     def question(self) -> str:
         """The problem as it stands in a prompt."""
-        rest = (f"{sign}{term}" for sign, term in zip(self.signs, self.terms[1:], strict=True))
-        return f"{self.terms[0]}" + "".join(rest)
+        return f"{self.terms[0]}" + "".join(self.steps)
 
     @property
     def answer(self) -> int:
         """The right value."""
-        return self.terms[0] + sum(
-            term if sign == "+" else -term for sign, term in zip(self.signs, self.terms[1:], strict=True)
-        )
+        return self.terms[0] + sum(map(int, self.steps))
 
     @property
     def held_out(self) -> bool:
@@ -106,17 +108,16 @@ def prompt_of(question: str) -> str:
 def worked_solution(problem: Problem, rng: random.Random, wrong: float = 0.0) -> str:
     """Return a solution in one of four styles, wrong in one step with probability ``wrong``."""
     slip = rng.randrange(len(problem.signs)) if rng.random() < wrong else None
-    total, steps = problem.terms[0], []
-    for index, (sign, term) in enumerate(zip(problem.signs, problem.terms[1:], strict=True)):
-        value = total + term if sign == "+" else total - term
-        value += rng.choice((-10, -1, 1, 10)) if index == slip else 0
-        steps.append((f"{total}{sign}{term}", value))
+    total, equations = problem.terms[0], []
+    for index, step in enumerate(problem.steps):
+        value = total + int(step) + (rng.choice((-10, -1, 1, 10)) if index == slip else 0)
+        equations.append((f"{total}{step}", value))
         total = value
     working = {
         "direct": "",
-        "equations": "Work: " + "; ".join(f"{left}={value}" for left, value in steps) + "\n",
-        "prose": "First " + ", then ".join(f"{left} is {value}" for left, value in steps) + ".\n",
-        "code": "".join(f">>> {left}\n{value}\n" for left, value in steps),
+        "equations": "Work: " + "; ".join(f"{left}={value}" for left, value in equations) + "\n",
+        "prose": "First " + ", then ".join(f"{left} is {value}" for left, value in equations) + ".\n",
+        "code": "".join(f">>> {left}\n{value}\n" for left, value in equations),
     }
     return f"{working[rng.choice(list(working))]}Answer: {total}\n"
 

@@ -65,11 +65,7 @@ class Corpus:
         """Write ``manifest.json`` and the texts (``corpus.parquet``: part, path, text), for later stages."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        rows = [
-            {"part": part, "path": document.path, "text": document.text}
-            for part, documents in self.parts.items()
-            for document in documents
-        ]
+        rows = [{"part": part, **vars(document)} for part, documents in self.parts.items() for document in documents]
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "corpus.parquet", compression="zstd")
         (folder / "manifest.json").write_text(json.dumps(self.manifest, indent=1), encoding="utf-8")
 

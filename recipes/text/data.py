@@ -41,7 +41,7 @@ def functions(text: str) -> Iterator[tuple[str, str]]:
         if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) or len(node.body) < 2:
             continue
         docstring, first = (ast.get_docstring(node) or "").strip(), node.body[0]
-        if not docstring or first.end_lineno is None or not _stands_alone(lines, first, node.body[1]):
+        if not docstring or not _stands_alone(lines, first, node.body[1]):
             continue
         source = lines[node.lineno - 1 : first.lineno - 1] + lines[first.end_lineno : node.end_lineno]
         code = textwrap.dedent("\n".join(line for line in source if line.strip()))

@@ -31,8 +31,7 @@ class RecipeParser(TrlParser):
     def __init__(self, *settings: type[Any], **options: Any) -> None:
         help = "--config FILE reads settings from a YAML file; the command line wins"
         super().__init__(settings, allow_abbrev=False, epilog=help, **options)
-        hints = [item for kind in settings for item in typing.get_type_hints(kind).items()]
-        self._hints = {name: str(hint) for name, hint in hints}
+        self._hints = {name: str(hint) for kind in settings for name, hint in typing.get_type_hints(kind).items()}
 
     def parse(self, arguments: Sequence[str] | None = None) -> Any:
         """Return an instance of the dataclass, or of each in a tuple; end the program where a setting is wrong."""

@@ -138,27 +138,21 @@ class SaveModel(L.Callback):
         self.folder, self.updates, self.tokenizer = folder, frozenset(updates), tokenizer
         self._saved = -1
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save update 0, if asked for."""
-        self._save(trainer, pl_module)
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """Save the update that has just ended, if asked for."""
-        self._save(trainer, pl_module)
-
-    def _save(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Save the model if it is of an update that was asked for."""
         update = trainer.global_step
         if update not in self.updates or update == self._saved:  # accumulated batches share an update
             return
         self._saved = update
-        prefix = "model."
         # On every rank: a sharded strategy gathers the weights here.
         state = trainer.strategy.lightning_module_state_dict()
         if trainer.is_global_zero:
             folder = self.folder / f"step-{update:06d}"
-            weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+            weights = {name.removeprefix("model."): value for name, value in state.items()}
             pl_module.model.save_pretrained(folder, state_dict=weights)
             self.tokenizer.save_pretrained(folder)
+
+    on_train_batch_end = on_train_start
 
 
 class GeometryBar(TQDMProgressBar):

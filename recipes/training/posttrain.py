@@ -17,7 +17,9 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
+from datasets import Dataset
+from text.data import Row
+from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.utils.logging import disable_progress_bar
 
@@ -94,14 +96,25 @@ class Stage:
             print(f"{self.folder}: finished already; --overwrite True runs it again")
         return done
 
-    def callbacks(
-        self, probes: dict[str, ProbeSet], measures: Mapping[str, Callable[..., Any]]
-    ) -> list[TrainerCallback]:
-        """Return the callbacks that log geometry and behaviour at the same updates."""
+    def trainer_options(
+        self, rows: list[Row], probes: dict[str, ProbeSet], measures: Mapping[str, Callable[..., Any]]
+    ) -> dict[str, Any]:
+        """Return what each of TRL's trainers takes but the model, with callbacks that measure at the same updates.
+
+        Args:
+            rows: What is trained on.
+            probes: What the geometry is measured on, by label.
+            measures: What is measured beside it, by name.
+        """
         schedule = Schedule(every=self.settings.every, per_decade=self.settings.per_decade)
-        read = self.settings.geometry_settings()
-        geometry = GeometryCallback(probes, schedule=schedule, from_scratch=False, **read)
-        return [geometry, BehaviourCallback(measures, schedule=schedule)]
+        geometry = GeometryCallback(probes, schedule=schedule, from_scratch=False, **self.settings.geometry_settings())
+        return dict(
+            args=self.args,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=self.texts.tokenizer,
+            peft_config=self.weights.lora(),
+            callbacks=[geometry, BehaviourCallback(measures, schedule=schedule)],
+        )
 
     def train(self, trainer: Trainer) -> None:
         """Train, from the last checkpoint where there is one, and save the weights, adapters merged.

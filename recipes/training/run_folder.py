@@ -17,11 +17,8 @@ from geomcallbacks import ProbeSet
 from geomcallbacks.trace.checkpoints.loading import refusal
 
 #: Settings that may differ between a run and its continuation: where it runs, not what it computes.
-FREE_ON_RESUME = frozenset(
-    {
-        *("output_dir", "resume", "overwrite", "accelerator", "devices", "strategy", "threads"),
-        *("wandb", "wandb_project"),
-    }
+FREE_ON_RESUME = (
+    *("output_dir", "resume", "overwrite", "accelerator", "devices", "strategy", "threads", "wandb", "wandb_project"),
 )
 
 #: What a run writes, and nothing else: the folder may hold files of the user's own.
@@ -90,8 +87,8 @@ class RunFolder:
         try:
             checkpoint = torch.load(self.resume_file, map_location="cpu", mmap=True, weights_only=True)
         except Exception as error:
-            found = f"{self.resume_file} cannot be read ({refusal(error)})"
-            raise SystemExit(f"--resume: {found}; start a new run elsewhere") from error
+            cause = f"{self.resume_file} cannot be read ({refusal(error)})"
+            raise SystemExit(f"--resume: {cause}; start a new run elsewhere") from error
         return int(checkpoint["global_step"])
 
 

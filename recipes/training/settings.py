@@ -8,14 +8,12 @@ from typing import Any
 from training.arguments import setting
 
 #: Settings that may differ between a stage and its continuation: where it runs and what it prints.
-FREE_ON_RESUME = frozenset(
-    {
-        *("output_dir", "overwrite", "threads", "use_cpu", "local_rank", "ddp_backend", "ddp_timeout"),
-        *("report_to", "run_name", "project", "disable_tqdm", "logging_dir", "log_level", "log_level_replica"),
-        *("log_on_each_node", "logging_strategy", "logging_steps", "logging_first_step"),
-        *("save_strategy", "save_steps", "save_total_limit", "resume_from_checkpoint"),
-        *("dataloader_num_workers", "dataloader_pin_memory", "skip_memory_metrics"),
-    }
+FREE_ON_RESUME = (
+    *("output_dir", "overwrite", "threads", "use_cpu", "local_rank", "ddp_backend", "ddp_timeout"),
+    *("report_to", "run_name", "project", "disable_tqdm", "logging_dir", "log_level", "log_level_replica"),
+    *("log_on_each_node", "logging_strategy", "logging_steps", "logging_first_step"),
+    *("save_strategy", "save_steps", "save_total_limit", "resume_from_checkpoint"),
+    *("dataloader_num_workers", "dataloader_pin_memory", "skip_memory_metrics"),
 )
 
 

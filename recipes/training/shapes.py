@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 from transformers import (
@@ -30,7 +28,10 @@ def build_model(settings: Any, tokenizer: PreTrainedTokenizerBase, positions: in
     Raises:
         ValueError: The configuration is not one that Transformers can build a causal model of.
     """
-    config = _given_config(settings.model_config) if settings.model_config else _small_config(settings)
+    if settings.model_config:
+        config = AutoConfig.from_pretrained(settings.model_config, trust_remote_code=False)
+    else:
+        config = _small_config(settings)
     keeps_vocabulary = settings.tokenizer is not None and settings.model_config is not None
     config.vocab_size = max(config.vocab_size, len(tokenizer)) if keeps_vocabulary else len(tokenizer)
     config.bos_token_id = tokenizer.bos_token_id
@@ -52,12 +53,3 @@ def _small_config(settings: Any) -> PretrainedConfig:
         max_position_embeddings=512,
         tie_word_embeddings=False,
     )
-
-
-def _given_config(name: str) -> PretrainedConfig:
-    if not name.endswith(".json"):
-        return AutoConfig.from_pretrained(name, trust_remote_code=False)
-    values = json.loads(Path(name).read_text(encoding="utf-8"))
-    if "model_type" not in values:
-        raise ValueError(f'model_config={name!r} has no model_type; add one, such as "gpt_neox"')
-    return AutoConfig.for_model(values.pop("model_type"), **values)

@@ -20,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from geomcallbacks import metrics, read_records
 from geomcallbacks.adapters.tracker import TrackerQueue
 from geomcallbacks.phases.rule import PhaseTracker
-from geomcallbacks.running.writer import RecordWriter
+from geomcallbacks.running.record_writer import RecordWriter
 from geomcallbacks.spectra.spectrum import spectrum_of_rows
 
 pytestmark = pytest.mark.fault

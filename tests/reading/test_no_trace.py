@@ -13,7 +13,8 @@ from states import hooks_of
 from torch import Tensor, nn
 
 from geomcallbacks import GeometryMonitor, ProbeSet
-from geomcallbacks.reading.reader import Reader, leave_no_trace
+from geomcallbacks.reading.no_trace import leave_no_trace
+from geomcallbacks.reading.reader import Reader
 
 
 @pytest.fixture

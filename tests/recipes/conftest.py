@@ -1,20 +1,17 @@
-"""What the tests of the recipes share: no network for data sets, a base, and the stages that follow it."""
+"""What the tests of the recipes share: a cache of data sets each, a base, and the stages that follow it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
 import grpo
 import micro
 import pytest
-import torch
 
 
 @pytest.fixture(autouse=True)
-def _offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
@@ -25,10 +22,8 @@ def even_length(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    threads = torch.get_num_threads()
-    yield micro.make_base(tmp_path_factory.mktemp("base"))
-    torch.set_num_threads(threads)
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return micro.make_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,14 @@ import micro
 import pretrain
 import pytest
 
-ROOT = Path(__file__).parents[2]
-RECIPES = {**micro.MODULES, "pretrain": pretrain}
+KINDS = {**micro.MODULES, "pretrain": pretrain, "base": pretrain}
+CONFIGS = Path(pretrain.__file__).parent / "configs"
+PRESETS = [preset for kind in KINDS for preset in sorted(CONFIGS.glob(f"{kind}_*.yaml"))]
 
 
 def parse(recipe: str, tmp_path: Path, yaml: str | bytes, *given: str) -> Any:
     (tmp_path / "a.yaml").write_bytes(yaml if isinstance(yaml, bytes) else yaml.encode())
-    return RECIPES[recipe].make_parser().parse(["--config", str(tmp_path / "a.yaml"), *given])
+    return KINDS[recipe].make_parser().parse(["--config", str(tmp_path / "a.yaml"), *given])
 
 
 def test_yaml_sets_defaults_and_the_command_line_wins(tmp_path: Path) -> None:
@@ -39,25 +39,18 @@ def test_the_settings_of_a_recipe_stand_beside_those_of_trl(tmp_path: Path) -> N
     ("recipe", "yaml", "given", "message"),
     [
         ("pretrain", "lerning_rate: 1", "", "unknown lerning_rate (did you mean learning_rate?)"),
-        ("pretrain", "xyzzy: 1", "", "unknown xyzzy (--help lists the settings)"),
         ("pretrain", "updates: many", "", "invalid int value: 'many'"),
-        ("pretrain", "updates: 1.5", "", "invalid int value: '1.5'"),
         ("pretrain", "updates: null", "", "updates takes one value, not a None"),
         ("pretrain", "dataset: [1, 2]", "", "dataset takes one value, not a list"),
         ("pretrain", "architecture: gpt5", "", "architecture='gpt5' is not one of"),
-        ("pretrain", "1: x", "", "keywords must be strings"),
         ("pretrain", "- updates", "", "must contain a YAML mapping"),
         ("pretrain", "dataset: [", "", "line 1, column"),
-        ("pretrain", "dataset: !!binary aGk=", "", "dataset takes one value, not a bytes"),
         ("pretrain", "a: " + "[" * 5000, "", "recursion"),
         ("pretrain", b"dataset: \xe9", "", "can't decode"),
         ("pretrain", "seed: 1", "--update 3", "unknown --update (did you mean updates?)"),
-        ("pretrain", "seed: 1", "extra", "unknown extra"),
+        ("pretrain", "seed: 1", "extra", "unknown extra (--help lists the settings)"),
         ("pretrain", "seed: 1", "--wandb sometimes", "invalid choice: 'sometimes'"),
-        ("sft", "lora_rnak: 4", "", "unknown lora_rnak (did you mean lora_rank?)"),
         ("sft", "seed: 1", "--max_lenght=4", "unknown --max_lenght=4 (did you mean max_length?)"),
-        ("dpo", "seed: 1", "--bta 4", "--bta (did you mean beta?)"),
-        ("grpo", "verifier: guess", "", "verifier='guess' is not one of"),
     ],
 )
 def test_what_is_no_setting_is_refused_in_a_line(
@@ -72,18 +65,19 @@ def test_what_is_no_setting_is_refused_in_a_line(
     assert len(error) < 1000
 
 
-@pytest.mark.parametrize("tag", ["object/apply:os.mkdir [hacked]", "object/new:os.mkdir [hacked]", "name:os.mkdir"])
-def test_yaml_makes_no_python_objects(tag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_yaml_makes_no_python_objects(tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
-        parse("pretrain", tmp_path, f"dataset: !!python/{tag}")
-    assert os.listdir(tmp_path) == ["a.yaml"]
+        parse("pretrain", tmp_path, f"dataset: !!python/object/apply:os.mkdir [{tmp_path / 'made'}]")
+    assert not (tmp_path / "made").exists()
 
 
-@pytest.mark.parametrize("preset", sorted((ROOT / "recipes" / "configs").glob("pretrain_*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.stem)
 def test_presets_hold_known_settings_and_a_window_that_fits(preset: Path) -> None:
+    recipe = KINDS[preset.stem.split("_")[0]]
+    if recipe is not pretrain:
+        recipe.make_parser().parse(["--config", str(preset), "--use_cpu", "true"])
+        return
     settings = pretrain.make_parser().parse(["--config", str(preset)])
     assert settings.alpha_last <= settings.hidden_size
     assert settings.probe_rows * int(settings.positions) >= 4 * settings.hidden_size
-    assert settings.dataset is None
-    assert settings.tokenizer is None
+    assert (settings.dataset, settings.tokenizer) == (None, None)  # no network

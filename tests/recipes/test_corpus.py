@@ -11,19 +11,11 @@ from typing import Any
 import datasets
 import pandas as pd
 import pytest
-from text.corpus import (
-    PARTS,
-    Corpus,
-    Document,
-    dataset_corpus,
-    near_duplicates,
-    offline_corpus,
-    open_dataset,
-    part_of,
-    split_corpus,
-)
+from text.corpus import Corpus, dataset_corpus, offline_corpus, open_dataset, split_corpus
 from text.data import describe_rows, write_rows
 from text.tokens import packed_rows, probe_rows, train_tokenizer
+
+from geomcallbacks.probing.offline import PARTS, Document, near_duplicates, part_of
 
 
 def make_text(seed: int, lines: int = 40) -> str:
@@ -44,11 +36,6 @@ def source_folder(tmp_path: Path) -> Path:
     (folder / "site-packages" / "other.py").write_text(make_text(1001))
     (folder / "package" / "empty.py").write_text("\n")
     return folder
-
-
-@pytest.fixture(scope="module")
-def standard_library() -> Corpus:
-    return offline_corpus()
 
 
 def texts_of(corpus: Corpus) -> list[str]:
@@ -81,26 +68,20 @@ def test_near_duplicates_need_most_of_their_lines_seen() -> None:
     assert [duplicate for _, duplicate in near_duplicates(documents)] == [False, False, True]
 
 
-def test_the_standard_library_is_read_without_its_tests(standard_library: Corpus) -> None:
-    found = {document.path for documents in standard_library.parts.values() for document in documents}
-    assert "argparse.py" in found
-    assert not [name for name in found if re.search(r"(^|/)(tests?|idle_test|site-packages)/", name)]
-    assert sum(len(text) for text in standard_library.texts("pretrain")) > 5_000_000
-
-
-def test_graphical_interfaces_are_out_of_distribution_and_in_no_other_part(standard_library: Corpus) -> None:
-    packages = {part: {d.path.split("/")[0] for d in parts} for part, parts in standard_library.parts.items()}
-    # Some distributions package all but turtle.py apart.
-    assert {"turtle.py"} <= packages["ood_test"] <= {"tkinter", "idlelib", "turtledemo", "turtle.py"}
-    assert not packages["ood_test"] & set().union(*(found for part, found in packages.items() if part != "ood_test"))
-    assert all(packages[part] for part in PARTS)
-
-
-def test_the_standard_library_has_rows_for_every_stage(standard_library: Corpus) -> None:
-    counts = {part: len(write_rows(standard_library.texts(part))) for part in ("sft", "preference", "id_test")}
-    assert all(count >= 100 for count in counts.values()), counts
-    # Of turtle.py alone, where a distribution packages the rest apart.
-    assert len(describe_rows(standard_library.texts("ood_test"))) >= 90
+def test_the_standard_library_without_its_tests_has_rows_for_every_stage() -> None:
+    corpus = offline_corpus()
+    paths = {part: {document.path for document in documents} for part, documents in corpus.parts.items()}
+    every = set().union(*paths.values())
+    assert "argparse.py" in every
+    assert not [path for path in every if re.search(r"(^|/)(tests?|idle_test|site-packages)/", path)]
+    assert sum(map(len, corpus.texts("pretrain"))) > 5_000_000
+    # Graphical interfaces are out of distribution, and in no other part. Some distributions package all but turtle.py
+    # apart.
+    other = {path.split("/")[0] for path in paths.pop("ood_test")}
+    assert {"turtle.py"} <= other <= {"tkinter", "idlelib", "turtledemo", "turtle.py"}
+    assert not other & {path.split("/")[0] for part in paths.values() for path in part}
+    assert all(len(write_rows(corpus.texts(part))) >= 100 for part in ("sft", "preference", "id_test"))
+    assert len(describe_rows(corpus.texts("ood_test"))) >= 90
 
 
 def test_a_corpus_survives_a_round_trip_and_a_changed_one_is_refused(source_folder: Path, tmp_path: Path) -> None:
@@ -132,8 +113,8 @@ def test_jsonl_parquet_text_and_folders_give_the_same_corpus(tmp_path: Path) -> 
     table.to_json(tmp_path / "a.jsonl", orient="records", lines=True)
     for folder in ("folder", "files"):
         (tmp_path / folder).mkdir()
-    for index in range(0, 63, 10):
-        table[index : index + 10].to_parquet(tmp_path / "folder" / f"part-{index:02d}.parquet")
+    for start in range(0, 63, 10):
+        table[start : start + 10].to_parquet(tmp_path / "folder" / f"part-{start:02d}.parquet")
     for index, text in enumerate(texts):
         (tmp_path / "files" / f"{index:02d}.txt").write_text(text)
     corpora = [dataset_corpus(str(tmp_path / name)) for name in ("a.jsonl", "folder", "files")]
@@ -150,8 +131,7 @@ def test_hub_names_are_asked_for_as_given(monkeypatch: pytest.MonkeyPatch) -> No
 
     def load_dataset(*args: object, **options: object) -> datasets.IterableDataset:
         asked.append((args, options))
-        rows = datasets.Dataset.from_list([{"content": make_text(index)} for index in range(5)])
-        return rows.to_iterable_dataset()
+        return datasets.Dataset.from_dict({"content": [make_text(i) for i in range(5)]}).to_iterable_dataset()
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     where = {"split": "validation", "streaming": True}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,22 +9,10 @@ from typing import Any
 import datasets
 import pandas as pd
 import pytest
-from text.arithmetic import read_answer
-from text.data import (
-    describe_rows,
-    functions,
-    problem_rows,
-    read_rows,
-    to_pairs,
-    to_preferences,
-    to_problems,
-    write_rows,
-)
+from text.data import describe_rows, functions, read_rows, to_pairs, to_preferences, to_problems, write_rows
 
 MODULE = '''\
 @cache
-@wraps(other,
-       updated=())
 def decorated(a):
     """Returns twice the number.
 
@@ -35,27 +22,21 @@ def decorated(a):
 
     return b + a
 
-def outer(a):
-    """Makes another function."""
-    def inner(b):
-        """Adds the two numbers."""
-        return a + b
-    return inner
-
 class Thing:
     """Not a function."""
 
     async def later(self):
         \'\'\'
           Waits for the result.  \'\'\'
+        def inner(b):
+            """Adds the two numbers."""
+            return a + b
         # a comment stays
-        return await self.result
+        return await inner
 
 def same_line(a): """Returns what it is given."""; return a
-
 def only_docstring():
     """Has nothing else to show."""
-
 def not_a_docstring(a):
     f"""Formatted strings are none."""
     return a
@@ -63,27 +44,18 @@ def not_a_docstring(a):
 
 
 def test_functions_are_cut_from_a_module() -> None:
+    inner = 'def inner(b):\n        """Adds the two numbers."""\n        return a + b\n'
     assert dict(functions(MODULE)) == {
         "Returns twice the number.": "def decorated(a):\n    b = a\n    return b + a",
-        "Makes another function.": (
-            'def outer(a):\n    def inner(b):\n        """Adds the two numbers."""\n        return a + b\n'
-            "    return inner"
-        ),
+        "Waits for the result.": f"async def later(self):\n    {inner}    # a comment stays\n    return await inner",
         "Adds the two numbers.": "def inner(b):\n    return a + b",
-        "Waits for the result.": "async def later(self):\n    # a comment stays\n    return await self.result",
     }
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "def broken(:\n", "", "x = 1\0", "(" * 500, "-" * 100_000 + "1", "\ufeff", "\ud800", "1" * 9000,
-        "def f():\n  '''" + "a" * 100_000,
-    ],
-    ids=range(9),
-)  # fmt: skip
-def test_text_that_is_no_module_has_no_functions(text: str) -> None:
-    assert list(functions(text)) == []
+def test_text_that_is_no_module_has_no_functions() -> None:
+    unclosed = "def f():\n  '''" + "a" * 100_000
+    for text in ("def broken(:\n", "", "x\0", "(" * 500, "-" * 100_000 + "1", "\ufeff", "\ud800", "1" * 9000, unclosed):
+        assert list(functions(text)) == [], text[:20]
 
 
 def module(summary: str, body: str = "return a") -> str:
@@ -91,35 +63,20 @@ def module(summary: str, body: str = "return a") -> str:
 
 
 GIVEN = "Returns what it is given."
-CUT = [(GIVEN, "def f(a):\n    return a")]
 
 
-@pytest.mark.parametrize(
-    ("text", "kept"),
-    [
-        (module("x" * 9), False),
-        (module("x" * 10), True),
-        (module("x" * 100), True),
-        (module("x" * 101), False),
-        (module(GIVEN, f"return '{'x' * 217}'"), True),  # 240 characters without the docstring
-        (module(GIVEN, f"return '{'x' * 218}'"), False),
-    ],
-)
-def test_the_length_of_summary_and_function_is_bounded(text: str, kept: bool) -> None:
-    assert len(list(functions(text))) == kept
+def test_the_length_of_summary_and_function_is_bounded() -> None:
+    assert [n for n in range(200) if list(functions(module("x" * n)))] == list(range(10, 101))
+    bodies = [module(GIVEN, f"return '{'x' * n}'") for n in range(230)]
+    assert [len(list(functions(body))) for body in bodies] == [1] * 218 + [0] * 12
+    assert max(len(code) for body in bodies for _, code in functions(body)) == 240
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "\f\n" + module(GIVEN),  # `str.splitlines` cuts at more characters than the parser counts
-        "x = '\u2028\x0b\x1c\x85'\n" + module(GIVEN),
-        module(GIVEN).replace("\n", "\r\n"),
-    ],
-    ids=["form feed", "separators in a string", "Windows line ends"],
-)
-def test_only_line_ends_of_python_count_as_lines(text: str) -> None:
-    assert list(functions(text)) == CUT
+def test_only_line_ends_of_python_count_as_lines() -> None:
+    # `str.splitlines` cuts at more characters than the parser counts.
+    text = module(GIVEN)
+    for changed in ("\f\n" + text, "x = '\u2028\x0b\x1c\x85'\n" + text, text.replace("\n", "\r\n")):
+        assert list(functions(changed)) == [(GIVEN, "def f(a):\n    return a")]
 
 
 def test_escapes_of_old_modules_are_silent(recwarn: pytest.WarningsRecorder) -> None:
@@ -138,33 +95,14 @@ def test_write_and_describe_are_opposite_instructions_in_hh_rlhf_format() -> Non
     }
 
 
-def test_problem_rows_are_gsm8k_rows() -> None:
-    rows = problem_rows(60, (2, 3), held_out=True, seed=9)
-    for row, pair, problem in zip(rows, to_pairs(rows), to_problems(rows), strict=True):
-        assert str(eval(row["question"])) == problem["answer"]
-        assert "Answer:" not in row["answer"]
-        assert pair["prompt"] == problem["prompt"] == f"Question: {row['question']}\n"
-        assert read_answer(pair["completion"]) == int(problem["answer"])
-    assert rows == problem_rows(60, (2, 3), held_out=True, seed=9) != problem_rows(60, (2, 3), held_out=True, seed=10)
-
-
 SEVERAL_TURNS = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: And now?\n\nAssistant:"
-WHY = "\n\nHuman: Why?\n\nAssistant:"
 HH = [
-    {"chosen": f"{WHY} Because.", "rejected": f"{WHY} No idea."},
     {"chosen": f"{SEVERAL_TURNS} Good bye.", "rejected": f"{SEVERAL_TURNS} Go away."},
     # The last turns answer different questions: nothing is compared.
-    {"chosen": f"{WHY} Yes.", "rejected": "\n\nHuman: Two?\n\nAssistant: No."},
+    {"chosen": f"{SEVERAL_TURNS} Yes.", "rejected": "\n\nHuman: Two?\n\nAssistant: No."},
 ]
-HH_PAIRS = [
-    {"prompt": WHY, "completion": " Because."},
-    {"prompt": SEVERAL_TURNS, "completion": " Good bye."},
-    {"prompt": WHY, "completion": " Yes."},
-]
-HH_PREFERENCES = [
-    {"prompt": WHY, "chosen": " Because.", "rejected": " No idea."},
-    {"prompt": SEVERAL_TURNS, "chosen": " Good bye.", "rejected": " Go away."},
-]
+HH_PAIRS = [{"prompt": SEVERAL_TURNS, "completion": reply} for reply in (" Good bye.", " Yes.")]
+HH_PREFERENCES = [{"prompt": SEVERAL_TURNS, "chosen": " Good bye.", "rejected": " Go away."}]
 ALPACA = [
     {"instruction": "Translate.", "input": "Guten Tag", "output": "Good day", "dataset": "x", "generator": "y"},
     {"instruction": "Say hello.", "input": None, "output": "Hello", "dataset": "x", "generator": "y"},
@@ -173,18 +111,9 @@ ALPACA_PAIRS = [
     {"prompt": "\n\nHuman: Translate.\n\nGuten Tag\n\nAssistant:", "completion": " Good day"},
     {"prompt": "\n\nHuman: Say hello.\n\nAssistant:", "completion": " Hello"},
 ]
-GSM8K = [
-    {"question": "3 boxes of 400?", "answer": "3 * 400 = <<3*400=1200>>1,200\n#### 1,200"},
-    {"question": "10 - 12?", "answer": "10 - 12 = -2\n####  -2 \n"},
-]
-GSM8K_PROBLEMS = [
-    {"prompt": "Question: 3 boxes of 400?\n", "answer": "1200"},
-    {"prompt": "Question: 10 - 12?\n", "answer": "-2"},
-]
-GSM8K_PAIRS = [
-    {"prompt": "Question: 3 boxes of 400?\n", "completion": "3 * 400 = <<3*400=1200>>1,200\nAnswer: 1200\n"},
-    {"prompt": "Question: 10 - 12?\n", "completion": "10 - 12 = -2\nAnswer: -2\n"},
-]
+GSM8K = [{"question": "0 - 3 * 400?", "answer": "3 * 400 = <<3*400=1200>>1,200\n####  -1,200 \n"}]
+GSM8K_PROBLEMS = [{"prompt": "Question: 0 - 3 * 400?\n", "answer": "-1200"}]
+GSM8K_PAIRS = [{"prompt": "Question: 0 - 3 * 400?\n", "completion": "3 * 400 = <<3*400=1200>>1,200\nAnswer: -1200\n"}]
 PREFERENCE = {"prompt": "a", "chosen": " b", "rejected": " c"}
 
 
@@ -206,11 +135,8 @@ def test_public_columns_are_read_from_files_as_from_hub_sets(
     rows: list[dict[str, Any]], convert: Callable[[Sequence[Any]], Any], found: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     assert convert(rows) == found
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert convert(read_rows(str(tmp_path / "rows.jsonl"))) == found
-    (tmp_path / "folder").mkdir()
-    pd.DataFrame(rows).to_parquet(tmp_path / "folder" / "part-0.parquet")
-    assert convert(read_rows(str(tmp_path / "folder"))) == found
+    pd.DataFrame(rows).to_parquet(tmp_path / "rows.parquet")
+    assert convert(read_rows(str(tmp_path / "rows.parquet"))) == found
 
 
 @pytest.mark.parametrize(
@@ -218,8 +144,7 @@ def test_public_columns_are_read_from_files_as_from_hub_sets(
     [
         (to_pairs, [{"sentence": "x", "label": 1}], r"instruction pairs.*\['label', 'sentence'\].*prompt, completion"),
         (to_preferences, [{"chosen": "x"}], r"preference pairs.*\['chosen'\].*prompt, chosen, rejected"),
-        (to_preferences, HH[2:], r"preference pairs.*prompt"),
-        (to_problems, [{"problem": "x", "solution": "y"}], r"problems.*\['problem', 'solution'\].*question, answer"),
+        (to_preferences, HH[1:], r"preference pairs.*prompt"),
         (to_problems, [], "there are no rows"),
         (to_pairs, [{"chosen": "no turns at all"}], r"'no turns at all'.*Assistant"),
         (to_pairs, [{"prompt": "x", "completion": None}], r"column 'completion' holds None"),

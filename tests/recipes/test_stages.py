@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import grpo
 import micro
 import pytest
 import torch
-from judging.rewards import Verifier
 from safetensors.torch import load_file
 from text import corpus
 from training import posttrain, texts
@@ -23,19 +22,18 @@ from geomcallbacks import read_records
 pytestmark = pytest.mark.usefixtures("even_length")
 
 
-def measured(folder: Path, file: str = "geometry.jsonl") -> list[Any]:
-    return read_records(folder / file)
-
-
-def curve(folder: Path, file: str) -> list[dict[str, Any]]:
+def curve(file: Path) -> list[dict[str, Any]]:
     """Records without what depends on the machine."""
-    return [{key: value for key, value in record.items() if "seconds" not in key} for record in measured(folder, file)]
+    return [{key: value for key, value in record.items() if "seconds" not in key} for record in read_records(file)]
 
 
-def state_of(folder: Path) -> dict[str, tuple[int, int]]:
-    """Every file below a folder with its size and the time of its last change."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
+def places(file: Path) -> list[tuple[int, str]]:
+    return [(record["step"], record["probe"]) for record in read_records(file)]
+
+
+def state_of(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Everything below a folder with its size and the time of its last change."""
+    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*")}
 
 
 @pytest.mark.parametrize("recipe", list(micro.MODULES))
@@ -60,20 +58,14 @@ def test_changed_settings_are_refused_by_name(chain: dict[str, Path]) -> None:
 def test_overwrite_replaces_the_stage_and_nothing_else(chain: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "grpo"
     shutil.copytree(chain["grpo"], folder)
-    mine = [folder / name for name in ("notes.txt", "mine.json", "mine.jsonl")]
-    for file in mine:
-        file.write_text("mine")
+    (folder / "mine.jsonl").write_text("mine")
     micro.run("grpo", folder, **micro.start_of(chain, "grpo"), overwrite=True, max_steps=2, many_samples=2)
-    assert [r["step"] for r in measured(folder, "behaviour.jsonl")] == [0, 2]
+    assert [r["step"] for r in read_records(folder / "behaviour.jsonl")] == [0, 2]
     assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-2"]
     assert "pass@4" not in json.loads((folder / "rollouts.json").read_text())["start"]
-    assert [(r["step"], r["probe"]) for r in measured(folder, "crossed.jsonl")][-1] == (2, "end_rollouts")
+    assert places(folder / "crossed.jsonl")[-1] == (2, "end_rollouts")
     assert not list(folder.glob("*-2.jsonl"))
-    assert [file.read_text() for file in mine] == ["mine"] * 3
-
-
-class Interrupted(RuntimeError):
-    """Stands for the kill of a run."""
+    assert (folder / "mine.jsonl").read_text() == "mine"
 
 
 class Kill(TrainerCallback):
@@ -81,19 +73,19 @@ class Kill(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 3:
-            raise Interrupted
+            raise micro.Interrupted
 
 
-@pytest.mark.parametrize(("recipe", "rank"), [("sft", 0), ("dpo", 0), ("grpo", 0), ("sft", 2)])
+@pytest.mark.parametrize(("recipe", "rank"), [("dpo", 0), ("grpo", 0), ("sft", 2)])
 def test_an_interrupted_stage_ends_where_the_uninterrupted_one_does(
     chain: dict[str, Path], recipe: str, rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, settings = tmp_path / recipe, {**micro.start_of(chain, recipe), "lora_rank": rank}
     whole = micro.run(recipe, tmp_path / "whole", **settings) if rank else chain[recipe]
-    callbacks = posttrain.Stage.callbacks
+    train = posttrain.Stage.train
     with monkeypatch.context() as patch:
-        patch.setattr(posttrain.Stage, "callbacks", lambda *given: [*callbacks(*given), Kill()])
-        with pytest.raises(Interrupted):
+        patch.setattr(posttrain.Stage, "train", lambda *given: given[1].add_callback(Kill()) or train(*given))
+        with pytest.raises(micro.Interrupted):
             micro.run(recipe, folder, **settings)
     assert not (folder / "finished.json").exists()
     assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-2"]
@@ -102,20 +94,16 @@ def test_an_interrupted_stage_ends_where_the_uninterrupted_one_does(
     micro.run(recipe, folder, **settings)
     headers = [line for line in micro.lines_of(folder / "geometry.jsonl") if line["kind"] == "header"]
     assert headers[-1]["resumed_from"] == 2
-    assert_equal(folder, whole, recipe)
 
     # Killed again once it was trained, before its weights were saved: no update is made in addition.
     (folder / "finished.json").unlink()
     shutil.rmtree(folder / "model")
     micro.run(recipe, folder, **settings)
-    assert_equal(folder, whole, recipe)
-
-
-def assert_equal(folder: Path, whole: Path, recipe: str) -> None:
     assert micro.equal(micro.weights(folder / "model"), micro.weights(whole / "model"))
-    for file in ("geometry.jsonl", "behaviour.jsonl", *(["crossed.jsonl"] if recipe == "grpo" else [])):
-        assert curve(folder, file) == curve(whole, file), file
-    assert not list(folder.glob("*-2.jsonl"))
+    names = ["geometry.jsonl", "behaviour.jsonl", *(["crossed.jsonl"] if recipe == "grpo" else [])]
+    assert sorted(path.name for path in folder.glob("[bcg]*.jsonl")) == sorted(names)  # nothing was begun anew
+    for name in names:
+        assert curve(folder / name) == curve(whole / name), name
     if recipe == "grpo":
         assert (folder / "rollouts.json").read_text() == (whole / "rollouts.json").read_text()
 
@@ -133,93 +121,63 @@ def test_lora_trains_adapters_alone_and_saves_them_merged(chain: dict[str, Path]
     assert not (folder / "checkpoint-2" / "model.safetensors").exists()
     assert not (folder / "model" / "adapter_config.json").exists()
     # What was measured with adapters is what the merged weights give.
-    last = [r for r in measured(folder) if r["probe"] == "general"][-1]
-    assert micro.trace_of(folder / "model", chain["base"] / "probe.safetensors") == pytest.approx(
-        last["trace"], rel=1e-4
-    )
-    if recipe == "dpo":
-        first = measured(folder, "behaviour.jsonl")[0]
-        assert first["preference/reward_margin"] == pytest.approx(0, abs=1e-4)
+    last = [r for r in read_records(folder / "geometry.jsonl") if r["probe"] == "general"][-1]
+    trace = micro.trace_of(folder / "model", chain["base"] / "probe.safetensors")
+    assert trace == pytest.approx(last["trace"], rel=1e-4)
+    first = read_records(folder / "behaviour.jsonl")[0]
+    assert first.get("preference/reward_margin", 0) == pytest.approx(0, abs=1e-4)
 
 
 def test_a_model_folder_alone_is_enough(
     chain: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a base the corpus is the standard library, whose place a small folder takes here."""
-    library, built = tmp_path / "library", []
+    library = tmp_path / "library"
     library.mkdir()
     for seed in range(150):
         (library / f"module_{seed:03d}.py").write_text(micro.module_text(seed))
-
-    def offline_corpus(**settings: Any) -> corpus.Corpus:
-        built.append(settings)
-        return corpus.offline_corpus(library, **settings)
-
-    monkeypatch.setattr(texts, "offline_corpus", offline_corpus)
+    monkeypatch.setattr(texts, "offline_corpus", functools.partial(corpus.offline_corpus, library))
     folder = micro.run("dpo", tmp_path / "dpo", model=chain["sft"] / "model", max_steps=2)
-    assert built == [{"arithmetic_share": 0.0}]
-    assert corpus.Corpus.load(folder / "corpus").source["name"] == "python-files"
-    records = measured(folder)
-    assert [(r["step"], r["probe"]) for r in records] == [(s, p) for s in (0, 2) for p in ("general", "task")]
-    assert next(r["n"] for r in records if r["probe"] == "general") == 96
+    source = corpus.Corpus.load(folder / "corpus").source
+    assert (source["name"], source["arithmetic_share"]) == ("python-files", 0.0)
+    assert places(folder / "geometry.jsonl") == [(0, "general"), (0, "task"), (2, "general"), (2, "task")]
+    assert read_records(folder / "geometry.jsonl")[0]["n"] == 96
 
 
-HH = [
-    {
-        "chosen": f"\n\nHuman: What is {i}?\n\nAssistant: It is {micro.WORDS[i % 10]}.",
-        "rejected": f"\n\nHuman: What is {i}?\n\nAssistant: I do not know, {i}.",
-    }
-    for i in range(40)
-]
-ALPACA = [{"instruction": f"Name word {i}.", "input": "" if i % 2 else f"{i}", "output": "alpha"} for i in range(20)]
-GSM8K = [
-    {"question": f"{i} boxes of {1000 + i}?", "answer": f"{i} * {1000 + i} is it.\n#### {i * (1000 + i):,}"}
-    for i in range(2, 42)
-]
+WHAT = "\n\nHuman: What is {0}?\n\nAssistant: "
+HH = [{"chosen": WHAT.format(i) + f"It is {i}.", "rejected": WHAT.format(i) + "No idea."} for i in range(40)]
+ALPACA = [{"instruction": f"Name word {i}.", "input": "", "output": "alpha"} for i in range(20)]
+GSM8K = [{"question": f"{i} boxes of 1002?", "answer": f"That is it.\n#### {i * 1002:,}"} for i in range(40)]
 TEXTS = [{"text": micro.module_text(1000 + i)} for i in range(40)]
 
 
-@pytest.fixture
-def files(base: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """Writes local files in the columns of hub sets; the settings that name them."""
-
-    def write(**rows: list[dict[str, Any]]) -> dict[str, Any]:
-        sets = {"ood_dataset": ALPACA, "probe_dataset": TEXTS, **rows}
-        named = {key: micro.write_jsonl(tmp_path / f"{key}.jsonl", value) for key, value in sets.items()}
-        return {"model": base / "checkpoints" / "step-000012", "probe_length": 40, "max_steps": 2, **named}
-
-    return write
+def local_files(base: Path, folder: Path, **rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Write local files in the columns of hub sets; return the settings that name them."""
+    sets = {"ood_dataset": ALPACA, "probe_dataset": TEXTS, **rows}
+    named = {key: micro.write_jsonl(folder / f"{key}.jsonl", value) for key, value in sets.items()}
+    return {"model": base / "checkpoints" / "step-000012", "probe_length": 40, "max_steps": 2, **named}
 
 
-def test_local_files_in_hh_rlhf_columns(files: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
-    settings = files(dataset=HH[:28], test_dataset=HH[28:])
+def test_local_files_in_hh_rlhf_columns(base: Path, tmp_path: Path) -> None:
+    settings = local_files(base, tmp_path, dataset=HH[:28], test_dataset=HH[28:])
     folder = micro.run("dpo", tmp_path / "dpo", **settings, train_rows=None)
-    assert [(r["step"], r["probe"]) for r in measured(folder)] == [(s, p) for s in (0, 2) for p in ("general", "task")]
+    assert places(folder / "geometry.jsonl") == [(0, "general"), (0, "task"), (2, "general"), (2, "task")]
     finished = json.loads((folder / "finished.json").read_text())
     assert (finished["train_rows"], finished["test_rows"]) == (28, 12)
     assert not list(folder.glob("pairs_*"))
     assert not (folder / "corpus").exists()  # nothing is cut from the standard library
 
 
-def test_local_files_in_gsm8k_columns_and_math_verify(
-    files: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("math_verify")
-    scored, score = [], grpo.Rollouts.score
-
-    def spy(self: grpo.Rollouts, rows: list[Any], *rest: Any, **named: Any) -> Any:
-        assert isinstance(self.verifier, Verifier)
-        assert self.verifier.right("It is \\boxed{4,004}", "4004")
-        scored.append(rows)
-        return score(self, rows, *rest, **named)
-
-    monkeypatch.setattr(grpo.Rollouts, "score", spy)
-    settings = files(dataset=GSM8K[:24], test_dataset=GSM8K[24:32], ood_problems=GSM8K[32:])
-    folder = micro.run("grpo", tmp_path / "grpo", **settings, verifier="math_verify")
-    # Along the run, out of it, and many at the start and at the end.
-    assert scored == [GSM8K[24:32], GSM8K[32:], GSM8K[24:32], GSM8K[24:32]]
+def test_local_files_in_gsm8k_columns_and_math_verify(base: Path, tmp_path: Path) -> None:
+    given = local_files(base, tmp_path, dataset=GSM8K[:24], test_dataset=GSM8K[24:32], ood_problems=GSM8K[32:])
+    folder = micro.run("grpo", tmp_path / "grpo", **given, verifier="math_verify")
     assert json.loads((folder / "finished.json").read_text())["train_rows"] == 24
     assert not (folder / "corpus").exists()
+    settings, _ = grpo.make_parser().parse(micro.arguments("grpo", folder, **given))
+    sets = grpo.problem_sets(settings, texts.Texts(settings, folder, None))
+    assert sets == (GSM8K[:24], GSM8K[24:32], GSM8K[32:])
+    for record in read_records(folder / "behaviour.jsonl"):  # judged on both, and no answer of this model is right
+        assert (record["rollouts/reward"], record["rollouts_ood/reward"]) == (0.0, 0.0)
 
 
 def test_a_stage_without_weights_is_refused_with_a_remedy(chain: dict[str, Path], tmp_path: Path) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from geomcallbacks.behaviour.arguments import check_equal_lengths, check_positive
-from geomcallbacks.behaviour.rows import token_ids
+from geomcallbacks.behaviour.rows.token_ids import check_unchanged, encode, encode_prompts, fingerprint_of, token_lists
 from geomcallbacks.running.files import replace_file
 
 _FORMAT = "geomcallbacks.choices.v1"
@@ -33,10 +34,8 @@ class Choices:
         self, prompt_ids: Sequence[Sequence[int]], option_ids: Sequence[Sequence[Sequence[int]]], answers: Sequence[int]
     ) -> None:
         check_equal_lengths(prompt_ids=prompt_ids, option_ids=option_ids, answers=answers)
-        self.prompt_ids = token_ids.token_lists("prompt", prompt_ids)
-        self.option_ids = [
-            token_ids.token_lists(f"row {row}, option", options) for row, options in enumerate(option_ids)
-        ]
+        self.prompt_ids = token_lists("prompt", prompt_ids)
+        self.option_ids = [token_lists(f"row {row}, option", options) for row, options in enumerate(option_ids)]
         self.answers = [int(answer) for answer in answers]
         for row, (options, answer) in enumerate(zip(self.option_ids, self.answers, strict=True)):
             if len(options) < 2:
@@ -81,9 +80,9 @@ class Choices:
         if not prompts:
             raise ValueError("rows is empty: give at least one question")
         # All options in one call: the tokenizer is copied, which takes long for a large vocabulary.
-        flat, count = token_ids.encode(texts, tokenizer, special=False), len(_SCIQ_OPTIONS)
+        flat, count = encode(texts, tokenizer, special=False), len(_SCIQ_OPTIONS)
         option_ids = [flat[start : start + count] for start in range(0, len(flat), count)]
-        return cls(token_ids.encode_prompts(prompts, tokenizer), option_ids, [count - 1] * len(prompts))
+        return cls(encode_prompts(prompts, tokenizer), option_ids, [count - 1] * len(prompts))
 
     def shortened(self, tokens: int) -> Choices:
         """The same questions with at most the last `tokens` of each prompt: what a model answers without the rest.
@@ -99,17 +98,10 @@ class Choices:
         """16 hexadecimal digits of the SHA-256 over prompts, options and answers."""
         rows = zip(self.prompt_ids, self.option_ids, self.answers, strict=True)
         lengths_and_ids = (
-            [
-                len(prompt),
-                len(options),
-                *map(len, options),
-                answer,
-                *prompt,
-                *(id for option in options for id in option),
-            ]
+            [len(prompt), len(options), *map(len, options), answer, *prompt, *chain(*options)]
             for prompt, options, answer in rows
         )
-        return token_ids.fingerprint_of(_FORMAT, lengths_and_ids)
+        return fingerprint_of(_FORMAT, lengths_and_ids)
 
     @property
     def max_token_id(self) -> int:
@@ -143,5 +135,5 @@ class Choices:
         if found != _FORMAT:
             raise ValueError(f"{path} holds no saved choices: its format reads {found!r}")
         choices = cls(content["prompt_ids"], content["option_ids"], content["answers"])
-        token_ids.check_unchanged(path, choices.fingerprint, content["fingerprint"])
+        check_unchanged(path, choices.fingerprint, content["fingerprint"])
         return choices

@@ -122,8 +122,6 @@ def continuations(
         for start in range(0, len(document) - length + 1, length)
     ]
     if len(windows) < rows:
-        raise ValueError(
-            f"rows={rows}: the documents have only {len(windows)} windows of {length} tokens; ask for fewer"
-        )
+        raise ValueError(f"rows={rows}: the documents have only {len(windows)} windows of {length} tokens; lower it")
     drawn = random.Random(seed).sample(windows, rows)
     return Completions([window[:prompt_length] for window in drawn], [window[prompt_length:] for window in drawn])

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save
 
 from geomcallbacks.probe import ProbeSet
-from geomcallbacks.record import SCHEMA, GeometryRecord, numbered, numbers, probes_folder, read_lines, spectra_folder
+from geomcallbacks.record import SCHEMA, GeometryRecord, numbered, probes_folder, read_lines, run_files, spectra_folder
 from geomcallbacks.running.files import replace_file
 
 #: Writers of this process by file. A run that was interrupted (a notebook's stop button) still holds its lock.
@@ -103,9 +103,8 @@ def record_lines(records: Iterable[GeometryRecord], spectra: str | None) -> list
 def _open_locked(path: Path, resume: bool, run_id: str | None) -> tuple[Path, Any]:
     """Open the file of the run that goes on, or the next free name: a new run, or one that has left no file here."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    names = [numbered(path, number) for number in sorted(set(numbers(path)))]
     # A checkpoint that does not say which run it is of: the last file is the one that goes on.
-    for candidate in reversed(names) if resume else ():
+    for candidate in reversed(run_files(path)) if resume else ():
         if candidate.exists() and (run_id is None or _holds(candidate, run_id)):
             if run_id is not None and candidate.resolve() in _OPEN:
                 _OPEN[candidate.resolve()].close()

@@ -1,0 +1,58 @@
+"""What the callbacks of both frameworks are constructed with. Each framework's room adds the hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from geomcallbacks.adapters.tracker import Row, TrackerQueue, geometry_row
+from geomcallbacks.monitor import GeometryMonitor
+from geomcallbacks.probe import ProbeSet
+from geomcallbacks.running.run_monitor import RunMonitor
+from geomcallbacks.schedule import Schedule
+from geomcallbacks.settings import DEFAULT_WINDOW, ForwardFn, Layers, OnError, Positions, Precision, Settings
+
+
+class Monitored:
+    """Hold a monitor, and what its numbers need on their way to the trackers.
+
+    Args:
+        monitor: what measures.
+        make_row: turns what the monitor's `step` gives into a row of the trackers.
+        file: name of the record file in the output folder, where the monitor was given none.
+    """
+
+    def __init__(self, monitor: RunMonitor, make_row: Callable[[Any, Any], Row], file: str) -> None:
+        self.monitor = monitor
+        self._make_row, self._file = make_row, file
+        self._queue = TrackerQueue()
+
+
+class GeometryArguments(Monitored):
+    """The constructor of both GeometryCallbacks."""
+
+    monitor: GeometryMonitor
+
+    def __init__(
+        self,
+        probe: ProbeSet | Mapping[str, ProbeSet],
+        *,
+        layers: Layers = -1,
+        positions: Positions = "last",
+        alpha_window: tuple[int, int] = DEFAULT_WINDOW,
+        precision: Precision = "training",
+        module: str | None = None,
+        forward: ForwardFn | None = None,
+        batch_size: int = 32,
+        intervals: bool = False,
+        schedule: Schedule = Schedule(),  # noqa: B008 (frozen)
+        path: str | Path | None = None,
+        on_error: OnError = "warn",
+        spectra: bool = True,
+        tokens_per_update: int | None = None,
+        total_steps: int | None = None,
+        from_scratch: bool | None = None,
+        allow_change: bool = False,
+    ) -> None:
+        super().__init__(GeometryMonitor(probe, **Settings.among(locals())), geometry_row, "geometry.jsonl")
