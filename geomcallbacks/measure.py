@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from geomcallbacks.probe import ProbeSet, deal
 from geomcallbacks.reading.device import device_of
 from geomcallbacks.reading.locate import check_tokens
-from geomcallbacks.reading.reader import Reader, leave_no_trace
+from geomcallbacks.reading.no_trace import leave_no_trace
+from geomcallbacks.reading.reader import Reader
 from geomcallbacks.reading.sharding import release
 from geomcallbacks.record import GeometryRecord
 from geomcallbacks.running.processes import rank, worst
@@ -28,7 +29,7 @@ from geomcallbacks.spectra.summary import numbers_of
 
 Ending = Callable[[], bool]
 
-_OK, _OUT_OF_MEMORY, _FAILED, _ENDING = range(4)
+_OK, _OUT_OF_MEMORY, _FAILED, _ENDING = range(4)  # the worst of all ranks counts
 _SHORT_NAMES = {"float64": "fp64", "float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 _LOST = (
@@ -128,7 +129,7 @@ def measure_probe(
     """
     begin = time.perf_counter()
     device, groups = device_of(reader.called), reader.spread.groups
-    done, n = _pass(reader, probe, settings, device, ending), settings.features(probe)
+    done, n = _read_probe(reader, probe, settings, device, ending), settings.features(probe)
     bad = torch.stack([layer.bad.to(device) for layer in done.layers.values()])
     for group in groups:
         dist.all_reduce(bad, group=group)
@@ -172,7 +173,7 @@ def _widths(reader: Reader, probe: ProbeSet, settings: ReadingSettings) -> list[
     return [feature_md.shape[1] for feature_md in features.values()]
 
 
-def _pass(
+def _read_probe(
     reader: Reader, probe: ProbeSet, settings: ReadingSettings, device: torch.device, ending: Ending | None
 ) -> _Pass:
     """Read the whole probe, in smaller batches where memory runs out; all ranks act alike."""

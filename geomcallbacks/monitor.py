@@ -17,9 +17,9 @@ from geomcallbacks.probe import ProbeSet
 from geomcallbacks.reading.device import device_of
 from geomcallbacks.reading.reader import Reader
 from geomcallbacks.record import CONVENTION, GeometryRecord, read_records
-from geomcallbacks.running.base import Due, Run, RunMonitor
 from geomcallbacks.running.processes import first_decides, first_numbers, rank
-from geomcallbacks.running.writer import record_lines
+from geomcallbacks.running.record_writer import record_lines
+from geomcallbacks.running.run_monitor import Due, Run, RunMonitor
 from geomcallbacks.schedule import Schedule
 from geomcallbacks.settings import DEFAULT_WINDOW, ForwardFn, Layers, OnError, Positions, Precision, Settings
 
@@ -99,7 +99,7 @@ class GeometryMonitor(RunMonitor):
         if tokens is None and self.settings.tokens_per_update is not None:
             tokens = step * self.settings.tokens_per_update
         tokens = None if tokens is None else int(tokens)
-        before = self._started(model).settled
+        before = self._run_of(model).settled
         records: list[GeometryRecord] = []
         with self._measuring(model, step, kind) as run:
             for label, probe in self.probes.items():

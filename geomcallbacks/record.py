@@ -96,6 +96,21 @@ def record_files(folder: Path, stem: str = "geometry") -> list[Path]:
     return [file for file in files if file.is_file()]
 
 
+def record_file(path: str | Path) -> Path:
+    """The file `path`, or of a run's folder the record file of its latest start from update 0.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    if files := record_files(path):
+        return files[-1]
+    wrong = "holds no geometry.jsonl" if path.is_dir() else "does not exist"
+    raise FileNotFoundError(f"{path} {wrong}: give the geometry.jsonl of a run, or its folder")
+
+
 def probes_folder(path: Path) -> Path:
     """Where the probes of a record file are kept, each called by its fingerprint."""
     return path.with_name(f"{path.stem}-probes")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: Without `every`, the run is measured about so many times behind its log-spaced beginning.
+#: Without `every`, the run is measured about so many times after its log-spaced beginning.
 _MEASUREMENTS_PER_RUN = 50
 
 

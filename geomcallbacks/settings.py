@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from geomcallbacks.metrics import DEFAULT_WINDOW, check_window
 from geomcallbacks.probe import ProbeSet
-from geomcallbacks.probing.positions import Positions, check_positions, position_count
 from geomcallbacks.reading.locate import Layers, layer_list
+from geomcallbacks.reading.positions import Positions, check_positions, position_count
 from geomcallbacks.reading.reader import ForwardFn, Reader
 from geomcallbacks.running.messages import OnError
 from geomcallbacks.schedule import Schedule

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,19 +12,19 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 import tiny
-from transformers import PreTrainedModel
 
 
-def model_files(seed: int, tokenizer: bool = True) -> dict[str, bytes]:
+def save_model(folder: Path, seed: int = 0) -> Path:
+    """Save a tiny model with its tokenizer; its folder."""
+    tiny.model(seed=seed).save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    return folder
+
+
+def model_files(seed: int) -> dict[str, bytes]:
     """The files of a tiny model's revision."""
-    folder = Path(tempfile.mkdtemp())
-    model: PreTrainedModel = tiny.model(seed=seed)
-    model.save_pretrained(folder)
-    if tokenizer:
-        tiny.tokenizer().save_pretrained(folder)
-    files = {file.name: file.read_bytes() for file in folder.iterdir()}
-    shutil.rmtree(folder)
-    return files
+    with tempfile.TemporaryDirectory() as folder:
+        return {file.name: file.read_bytes() for file in save_model(Path(folder), seed).iterdir()}
 
 
 def commit_of(repo: str, revision: str) -> str:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
+from collections.abc import Iterable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tiny
 import torch
 
-from geomcallbacks.running.writer import RecordWriter
+from geomcallbacks import GeometryMonitor, GeometryRecord
+from geomcallbacks.running.record_writer import RecordWriter, record_lines
 
 STEPS = [0, *(round(10 ** (k / 6)) for k in range(3, 22))]
 HEADER = {"settings": {"layers": -1, "from_scratch": True, "schedule": {"every": None, "at": []}}}
@@ -35,19 +39,19 @@ def write_run(
     """A run of a curve with all three phases; `numbers` are behaviour, as multiples of the log of the update."""
     folder.mkdir(parents=True, exist_ok=True)
     writer = RecordWriter(folder / name, 0, HEADER | (header or {}))
-    pairs = [(probe, layer) for probe in probes or ["probe"] for layer in layers or ["layer2"]]
+    pairs = list(itertools.product(probes or ["probe"], layers or ["layer2"]))
     for step in STEPS:
         values = torch.arange(1, 33, dtype=torch.float64) ** -(20 / rankme(step))
-        spectra = writer.write_spectra(step, {str(index): values for index in range(len(pairs))})
-        for index, (probe, layer) in enumerate(pairs):
-            writer.write(
-                {
-                    "step": step, "tokens": 512 * step, "probe": probe, "fingerprint": "feed", "layer": layer,
-                    "positions": 8, "n": 2048, "d": 32, "alpha_window": [4, 24], "precision": "fp32",
-                    "spectrum": [spectra, str(index)], "reasons": {}, "intervals": {},
-                    "rankme": rankme(step) * (1 + index), "alpha_req": 20 / rankme(step), "top1_share": 0.2,
-                }
-            )  # fmt: skip
+        records = [
+            GeometryRecord(
+                step=step, tokens=512 * step, probe=probe, fingerprint="feed", layer=layer, module="model", positions=8,
+                n=2048, d=32, reasons={}, alpha_window=(4, 24), precision="fp32", batch_size=32, seconds_forward=0.1,
+                metrics={"rankme": rankme(step) * (1 + index), "alpha_req": 20 / rankme(step), "top1_share": 0.2},
+                seconds_spectrum=0.1, eigenvalues=values,
+            )
+            for index, (probe, layer) in enumerate(pairs)
+        ]  # fmt: skip
+        writer.write(*record_lines(records, writer.keep_spectra(step, records)))
     writer.close()
     if numbers:
         beside = RecordWriter(folder / name.replace("geometry", "behaviour"), 0, {"measures": {}})
@@ -55,6 +59,18 @@ def write_run(
             beside.write({"step": step, "seconds": 0.1} | {k: v * math.log10(10 + step) for k, v in numbers.items()})
         beside.close()
     return folder / name
+
+
+def live(folder: Path, steps: Iterable[int] = (0, 1), **more: Any) -> Path:
+    """A run's folder with the records of a monitor and a checkpoint at each step."""
+    settings = {"alpha_window": tiny.WINDOW, "on_error": "raise"} | more
+    monitor = GeometryMonitor(tiny.probe(), path=folder / "geometry.jsonl", **settings)
+    for step in steps:
+        model = tiny.model(seed=step)
+        monitor.measure(model, step)
+        model.save_pretrained(folder / f"checkpoint-{step}")
+    monitor.close()
+    return folder
 
 
 def write_loss(folder: Path, steps: list[int], shift: float = 0.0) -> None:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from geomcallbacks import ProbeSet
-from geomcallbacks.reading.reader import Reader, leave_no_trace
+from geomcallbacks.reading.no_trace import leave_no_trace
+from geomcallbacks.reading.reader import Reader
 from geomcallbacks.spectra.moments import Rows
 
 

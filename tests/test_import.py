@@ -12,10 +12,10 @@ import geomcallbacks
 
 HEAVY = {
     "transformers", "trl", "lightning", "pytorch_lightning", "accelerate", "peft", "datasets", "wandb", "torchmetrics",
-    "matplotlib", "pandas", "scipy",
+    "matplotlib", "jinja2", "pandas", "scipy",
 }  # fmt: skip
 MEASURE = """
-import torch, tempfile
+import torch, tempfile, geomcallbacks.report
 from geomcallbacks import GeometryMonitor, ProbeSet
 model = torch.nn.Sequential(torch.nn.Embedding(9, 4))
 probe = ProbeSet.from_token_ids(torch.randint(0, 9, (20, 5)))

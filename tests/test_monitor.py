@@ -27,30 +27,19 @@ def monitor(probe: object = None, **changes: object) -> GeometryMonitor:
     return GeometryMonitor(tiny.probe() if probe is None else probe, **settings)
 
 
-def own_features(model: nn.Module, probe: ProbeSet, batch_size: int = 32, layer: int = -1) -> Tensor:
+def own_features(model: nn.Module, probe: ProbeSet) -> Tensor:
     """Last-token states by the model's own full forward, on the batches in which the monitor runs the probe."""
     model, features = copy.deepcopy(model).eval(), {}
-    for batch in probe.batches(batch_size):
+    for batch in probe.batches(32):
         with torch.no_grad():
             out = model(batch.input_ids_bt, attention_mask=batch.mask_bt, output_hidden_states=True)
-        for row, states, length in zip(batch.rows_b.tolist(), out.hidden_states[layer], batch.lengths_b, strict=True):
+        for row, states, length in zip(batch.rows_b.tolist(), out.hidden_states[-1], batch.lengths_b, strict=True):
             features[row] = states[length - 1].double()
     return torch.stack([features[row] for row in range(len(probe))])
 
 
 def assert_metrics(record: GeometryRecord, features_nd: Tensor, rel: float = 1e-9) -> None:
     assert record.metrics == pytest.approx(reference.describe(features_nd.numpy(), record.alpha_window), rel=rel)
-
-
-class Table(nn.Module):
-    """Its states are a table's row for each token, so that features are known."""
-
-    def __init__(self, d: int = 6) -> None:
-        super().__init__()
-        self.table = nn.Embedding(100, d)
-
-    def forward(self, ids_bt: Tensor) -> Tensor:
-        return self.table(ids_bt)
 
 
 def table_probe(n: int) -> ProbeSet:
@@ -60,25 +49,17 @@ def table_probe(n: int) -> ProbeSet:
 # --- what is measured ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
-@pytest.mark.parametrize("layer", [-1, 1])
-def test_metrics_are_those_of_the_models_own_states(kind: str, layer: int) -> None:
-    model, probe = tiny.model(kind), tiny.probe()
-    (record,) = monitor(probe, layers=layer).measure(model, 3)
-    assert_metrics(record, own_features(model, probe, layer=layer), rel=1e-6)
-
-
 @pytest.mark.parametrize(("n", "d"), [(90, 6), (6, 6), (30, 50)], ids=["n>d", "n=d", "n<d"])
 @pytest.mark.parametrize("intervals", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_metrics_of_known_features(n: int, d: int, intervals: bool, dtype: torch.dtype) -> None:
     """Rows held for resampling and moments filled in batches give the same numbers, to 1e-9."""
-    model = Table(d).to(dtype)
-    watch = monitor(table_probe(n), layers="table", alpha_window=(1, 4), intervals=intervals, batch_size=7)
+    model = nn.Sequential(nn.Embedding(100, d)).to(dtype)  # its states are a table's rows
+    watch = monitor(table_probe(n), layers="0", alpha_window=(1, 4), intervals=intervals, batch_size=7)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # n < 4d
         (record,) = watch.measure(model, 0)
-    assert_metrics(record, model.table.weight.detach()[1 : n + 1].double())
+    assert_metrics(record, model[0].weight.detach()[1 : n + 1].double())
     assert (record.n, record.d, record.reasons) == (n, d, {})
     assert set(record.intervals) == (set(METRIC_NAMES) if intervals and n >= 20 else set())
     for name, (low, high) in record.intervals.items():
@@ -97,6 +78,7 @@ def test_bf16(how: str) -> None:
     assert record.precision == "bf16"
     assert_metrics(record, wanted_nd)
     (in_fp32,) = monitor(probe).measure(model.float(), 0)
+    assert_metrics(in_fp32, own_features(model, probe), rel=1e-6)
     with torch.autocast("cpu", dtype=torch.bfloat16):  # precision="fp32" overrides what is active
         (overridden,) = monitor(probe, precision="fp32").measure(model, 0)
     assert (overridden.precision, overridden.metrics) == ("fp32", in_fp32.metrics)
@@ -144,12 +126,18 @@ def test_measured_at_the_scheduled_updates_once_each(tmp_path: Path) -> None:
 # --- what is recorded ---------------------------------------------------------------------------------------------
 
 
-def test_a_record_carries_what_it_needs(tmp_path: Path) -> None:
+def test_record_and_header_carry_what_they_need(tmp_path: Path) -> None:
     model, probe = tiny.model("olmo2"), tiny.probe()
-    watch = monitor({"books": probe}, path=tmp_path / "g.jsonl", tokens_per_update=128, batch_size=16)
+    settings = dict(layers=[-1], batch_size=16, total_steps=50)
+    watch = monitor({"books": probe}, path=tmp_path / "g.jsonl", tokens_per_update=128, **settings)
     (record,) = watch.measure(model, 7)
     watch.close()
-    (line,) = read_records(tmp_path / "g.jsonl")
+    header, line = read_lines(tmp_path / "g.jsonl")
+    assert header["probes"] == {"books": {"fingerprint": probe.fingerprint, "rows": 64}}
+    told = {**settings, "alpha_window": [2, 8], "positions": "last", "precision": "training"}
+    assert {key: header["settings"][key] for key in told} == told
+    assert header["settings"]["schedule"]["per_decade"] == 8
+    assert header["versions"]["torch"] == torch.__version__
     wanted = {
         "step": 7,
         "tokens": 896,
@@ -176,25 +164,6 @@ def test_a_record_carries_what_it_needs(tmp_path: Path) -> None:
     assert len(record.eigenvalues) == 16
 
 
-def test_header(tmp_path: Path) -> None:
-    probe = tiny.probe()
-    watch = monitor({"a": probe}, path=tmp_path / "g.jsonl", layers=[1, -1], batch_size=16, total_steps=50)
-    watch.start(tiny.model())
-    (header,) = read_lines(tmp_path / "g.jsonl")
-    assert header["probes"] == {"a": {"fingerprint": probe.fingerprint, "rows": 64}}
-    settings = header["settings"]
-    assert (settings["layers"], settings["batch_size"], settings["alpha_window"]) == ([1, -1], 16, [2, 8])
-    assert (settings["positions"], settings["precision"], settings["total_steps"]) == ("last", "training", 50)
-    assert settings["schedule"]["per_decade"] == 8
-    assert header["versions"]["torch"] == torch.__version__
-
-
-@pytest.mark.parametrize(("given", "per_update", "wanted"), [(None, None, None), (None, 10, 30), (17, 10, 17)])
-def test_tokens_seen(given: int | None, per_update: int | None, wanted: int | None) -> None:
-    watch = monitor(tokens_per_update=per_update)
-    assert watch.measure(tiny.model(), 3, tokens=given)[0].tokens == wanted
-
-
 def test_spectra_can_be_left_off(tmp_path: Path) -> None:
     monitor(path=tmp_path / "g.jsonl", spectra=False).measure(tiny.model(), 0)
     assert read_records(tmp_path / "g.jsonl")[0]["spectrum"] is None
@@ -210,9 +179,9 @@ def test_spectra_can_be_left_off(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("n", "d"), [(60, 6), (30, 50)], ids=["n>d", "n<d"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_non_finite_rows(tmp_path: Path, n: int, d: int, value: float) -> None:
-    model = Table(d)
-    model.table.weight.data[[3, 5], 2] = value
-    watch = monitor(table_probe(n), layers="table", alpha_window=(1, 4), path=tmp_path / "g.jsonl", batch_size=4)
+    model = nn.Sequential(nn.Embedding(100, d))
+    model[0].weight.data[[3, 5], 2] = value
+    watch = monitor(table_probe(n), layers="0", alpha_window=(1, 4), path=tmp_path / "g.jsonl", batch_size=4)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         (record,) = watch.measure(model, 0)
@@ -222,7 +191,7 @@ def test_non_finite_rows(tmp_path: Path, n: int, d: int, value: float) -> None:
     (line,) = read_records(tmp_path / "g.jsonl")
     assert (line["rankme"], line["reasons"]["rankme"], line["spectrum"]) == (None, reason, None)
     assert "NaN" not in (tmp_path / "g.jsonl").read_text()
-    model.table.weight.data[[3, 5], 2] = 0.0
+    model[0].weight.data[[3, 5], 2] = 0.0
     assert watch.measure(model, 1)[0].metrics["rankme"] > 1
 
 
@@ -234,7 +203,6 @@ def test_non_finite_rows(tmp_path: Path, n: int, d: int, value: float) -> None:
     [
         ({"probe": {}}, r"probe=\{\} measures nothing: give a ProbeSet"),
         ({"probe": {"a": ["text"]}}, r"probe 'a' is a list, not a ProbeSet: build one with"),
-        ({"on_error": "ignore"}, r"on_error='ignore' is unknown: give 'warn' or 'raise'"),
         ({"positions": "first"}, r"positions='first' is unknown: give 'last'"),
         ({"positions": 8}, r"positions=8 needs rows of at least 9 tokens.*one of 8"),
         ({"alpha_window": (5, 4)}, r"alpha_window=\(5, 4\) is not a window"),
@@ -242,8 +210,6 @@ def test_non_finite_rows(tmp_path: Path, n: int, d: int, value: float) -> None:
                                      r" probe 'probe' have: end it at 63 or below, such as alpha_window=\(7, 47\)"),
         ({"precision": "fp8"}, r"precision='fp8' is unknown: give 'training', 'fp32' or 'bf16'"),
         ({"batch_size": 0}, r"batch_size=0: give a positive number"),
-        ({"batch_size": "8"}, "batch_size='8'"),
-        ({"schedule": None}, "schedule=None is none: give a Schedule"),
         ({"layers": 1.5}, "layers=1.5 is no layer"),
         ({"total_steps": -1}, "total_steps=-1: give the number"),
     ],
@@ -257,8 +223,6 @@ def test_arguments_are_refused_at_construction(changes: dict[str, object], messa
     ("changes", "message"),
     [
         ({"layers": "gpt_neox.layer.1"}, r"layers='gpt_neox.layer.1' is no submodule.*gpt_neox.layers.1"),
-        ({"layers": 9}, r"layers=9 is not in GPTNeoXForCausalLM, which has 3 blocks"),
-        ({"module": "gptneox"}, r"module='gptneox' is no submodule.*did you mean 'gpt_neox'"),
         ({"alpha_window": (11, 40)}, r"alpha_window=\(11, 40\) reaches past the 16 eigenvalues that n = 64 features of"
                                      r" d = 16 of probe 'probe' have: end it at 16 or below, such as .*\(2, 12\)"),
         ({"probe": ProbeSet.from_token_ids(torch.full((64, 5), 120))}, r"probe 'probe' holds token id 120, and the"
@@ -351,24 +315,13 @@ def test_unwritable_record_does_not_end_training(tmp_path: Path) -> None:
     assert read_records(tmp_path / "g.jsonl")[0]["spectrum"] is None
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_full_disk_costs_lines_of_the_file_and_nothing_else(tmp_path: Path) -> None:
-    watch, model = monitor(on_error="warn", path=tmp_path / "g.jsonl", spectra=False), tiny.model()
-    watch.step(model, 0)
-    watch._run.writer._file = open("/dev/full", "ab", buffering=0)  # noqa: SIM115
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        records = [watch.measure(model, step) for step in (1, 2)]
-        watch.close()
-    assert [len(found) for found in records] == [1, 1]
-    assert len(caught) == 1
-    assert "No space left" in str(caught[0].message)
-
-
 def test_failing_probe_leaves_the_others_their_records(tmp_path: Path) -> None:
-    def forward(model: torch.nn.Module, ids_bt: torch.Tensor, mask_bt: torch.Tensor) -> Any:
+    failures = []
+
+    def forward(model: nn.Module, ids_bt: Tensor, mask_bt: Tensor) -> Any:
         if ids_bt.shape[1] > 20:
-            raise KeyError(f"no {ids_bt.data_ptr()}")  # a message that differs each time
+            failures.append(1)
+            raise KeyError(f"no {len(failures)}")  # a message that differs each time
         return model(input_ids=ids_bt, attention_mask=mask_bt)
 
     probes = {"a": tiny.probe(), "b": tiny.probe(t=30), "c": tiny.probe(seed=5)}
@@ -383,7 +336,7 @@ def test_failing_probe_leaves_the_others_their_records(tmp_path: Path) -> None:
 
 
 def test_updates_counted_by_numpy(tmp_path: Path) -> None:
-    watch = monitor(path=tmp_path / "g.jsonl", schedule=Schedule(every=1))
+    watch = monitor(path=tmp_path / "g.jsonl", schedule=Schedule(every=1), tokens_per_update=7)  # what is given wins
     for step in np.arange(3):
         watch.step(tiny.model(), step, tokens=10 * step)
     watch.close()
@@ -408,7 +361,6 @@ def test_length_of_one_run_is_not_that_of_the_next(tmp_path: Path) -> None:
         ({"alpha_window": (3, 9)}, r"alpha_window = \[2, 8\], and now has \[3, 9\]"),
         ({"positions": 3}, "positions = last, and now has 3"),
         ({"precision": "bf16"}, "precision = training, and now has bf16"),
-        ({"probe": {"a": tiny.probe(seed=9)}}, r"probes = \{'a': .*\}, and now has \{'a'"),
         ({"probe": {"a": tiny.probe(), "b": tiny.probe()}}, r"probes = \{'a': .*\}, and now has .*'b'"),
     ],
 )
@@ -443,17 +395,6 @@ def test_what_a_checkpoint_left_unmeasured_is_measured(tmp_path: Path) -> None:
     assert [r["step"] for r in read_records(path)] == [0, 2, 4]
 
 
-def test_a_measurement_that_is_given_up_leaves_nothing(tmp_path: Path) -> None:
-    watch = monitor({"a": tiny.probe(), "b": tiny.probe(seed=3)}, path=tmp_path / "g.jsonl", batch_size=16)
-    asked: list[int] = []
-    watch.start(tiny.model(), ending=lambda: bool(asked.append(1)) or len(asked) == 1 + 4 + 2)
-    assert watch.step(tiny.model(), 0) == []
-    assert len(asked) == 7
-    assert read_records(tmp_path / "g.jsonl") == []
-    assert watch.state_dict()["measured"] is None
-    assert len(watch.step(tiny.model(), 0)) == 2
-
-
 def test_a_file_of_another_kind_costs_the_phases_alone(tmp_path: Path) -> None:
     path = tmp_path / "g.jsonl"
     ours = {"kind": "record", "probe": "probe", "layer": "layer3", "fingerprint": None, "positions": None}
@@ -473,12 +414,9 @@ def test_an_allowed_change_begins_another_curve(tmp_path: Path) -> None:
         before.step(model, step)
     state = before.state_dict()
     before.close()
-    after = monitor(tiny.probe(seed=9), path=path, allow_change=True)
-    after.load_state_dict(state)
-    after.start(model, step=7)
-    assert not after._curves
-    same = monitor(path=path)
-    after.close()
-    same.load_state_dict(state)
-    same.start(model, step=7)
-    assert len(same._curves) == 1
+    for probe, curves in ((tiny.probe(seed=9), 0), (tiny.probe(), 1)):
+        after = monitor(probe, path=path, allow_change=True)
+        after.load_state_dict(state)
+        after.start(model, step=7)
+        assert len(after._curves) == curves
+        after.close()

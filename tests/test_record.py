@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from geomcallbacks import GeometryRecord, read_records, read_spectra
 from geomcallbacks.metrics import METRIC_NAMES
 from geomcallbacks.phases.table import phases_of_file
 from geomcallbacks.record import read_lines
-from geomcallbacks.running.writer import RecordWriter, record_lines
+from geomcallbacks.running.record_writer import RecordWriter, record_lines
 
 ROOT = Path(__file__).parent.parent
 NAME = "weiß/中"  # several bytes a letter, so that a torn line may end inside one
@@ -158,7 +157,7 @@ def test_next_free_name(tmp_path: Path) -> None:
 
 HOLD = """
 import sys
-from geomcallbacks.running.writer import RecordWriter
+from geomcallbacks.running.record_writer import RecordWriter
 writer = RecordWriter(sys.argv[1], int(sys.argv[2]), {})
 print(writer.path.name, flush=True)
 sys.stdin.read()
@@ -167,7 +166,7 @@ sys.stdin.read()
 
 @pytest.mark.fault
 @pytest.mark.parametrize("start", [0, 5])
-def test_two_processes_are_kept_apart(tmp_path: Path, start: int, tally: Callable[..., None]) -> None:
+def test_two_processes_are_kept_apart(tmp_path: Path, start: int) -> None:
     """The other process has the file open; killed, it leaves no lock behind."""
     path = run(tmp_path / "g.jsonl", [0]) if start else tmp_path / "g.jsonl"
     command, env = [sys.executable, "-c", HOLD, str(path), str(start)], os.environ | {"PYTHONPATH": str(ROOT)}
@@ -181,13 +180,12 @@ def test_two_processes_are_kept_apart(tmp_path: Path, start: int, tally: Callabl
     (tmp_path / "g-2.jsonl").unlink()
     (tmp_path / "g-3.jsonl").unlink()
     assert run(path, [9], start=5) == path
-    tally("two writers", 2, 2)
 
 
 FULL = """
 import resource, signal, sys
 from pathlib import Path
-from geomcallbacks.running.writer import RecordWriter
+from geomcallbacks.running.record_writer import RecordWriter
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that a write past the limit fails, as on a full disk
 path, rooms, written = Path(sys.argv[1]), [int(room) for room in sys.argv[2:]], []
@@ -207,7 +205,7 @@ print(written)
 
 
 @pytest.mark.fault
-def test_disk_that_was_full_for_a_while(tmp_path: Path, tally: Callable[..., None]) -> None:
+def test_disk_that_was_full_for_a_while(tmp_path: Path) -> None:
     """Lines that could not be written are missing, and none is torn: what follows them can be read."""
     path, rooms = tmp_path / "g.jsonl", [0, 1, 2999, 3100, 10_000]
     command = [sys.executable, "-c", FULL, str(path), *map(str, rooms)]
@@ -218,7 +216,6 @@ def test_disk_that_was_full_for_a_while(tmp_path: Path, tally: Callable[..., Non
     fitted = [sum(14 * k < step <= 14 * k + 7 for step in written) for k in range(len(rooms))]
     assert fitted == [room // 3030 for room in rooms]  # and all that came when there was room again
     assert len(written) == sum(fitted) + 7 * len(rooms)
-    tally("full disk", 7 * len(rooms) - sum(fitted), 7 * len(rooms) - sum(fitted))
 
 
 # --- files that somebody has changed ------------------------------------------------------------------------------
@@ -270,7 +267,7 @@ def plain_reader(content: bytes) -> list[dict[str, Any]]:
 
 @pytest.mark.fault
 @pytest.mark.parametrize("count", [300, pytest.param(5_000, marks=pytest.mark.slow)])
-def test_hostile_record_files(tally: Callable[..., None], tmp_path: Path, count: int) -> None:
+def test_hostile_record_files(tmp_path: Path, count: int) -> None:
     file = tmp_path / "geometry.jsonl"
 
     def check(content: bytes) -> None:
@@ -283,7 +280,7 @@ def test_hostile_record_files(tally: Callable[..., None], tmp_path: Path, count:
             else:
                 assert reader is not read_records or found == plain_reader(content)
 
-    survive(tally, "hostile record file", FILES, check, count)
+    survive(FILES, check, count)
 
 
 @pytest.mark.fault
@@ -295,20 +292,15 @@ def test_hostile_record_files(tally: Callable[..., None], tmp_path: Path, count:
         '{"kind": "record", "step": 1}\n'.encode("utf-16") * 3,
         b"\0" * 5000 + b"\n{}\n",
         b'{"kind": "record", "step": 1, "rankme": NaN}\n{}\n',
-        b'{"kind": "header", "schema": "2"}\n',
         b'{"kind": "header", "schema": 2}\n',
         b'{"kind": "header", "schema": 1, "resumed_from": "2"}\n',
         b'{"kind": "record", "step": true}\n',
         b'{"kind": "record", "rankme": 3}\n',
-        *(
-            b'{"kind": "header"}\n' + damage + b'\n{"kind": "record", "step": 1}\n'
-            for damage in (b"no", b"[1, 2]", b"3")
-        ),
+        *(b'{"kind": "header"}\n' + damage + b'\n{"kind": "record", "step": 1}\n' for damage in (b"no", b"[1, 2]")),
     ],
-    ids=range(13),
+    ids=range(11),
 )
-def test_damage_is_named(tally: Callable[..., None], tmp_path: Path, content: bytes) -> None:
+def test_damage_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "g.jsonl").write_bytes(content)
     with no_hang(), pytest.raises(ValueError, match=r"g\.jsonl"):
         read_records(tmp_path / "g.jsonl")
-    tally("hostile record file")

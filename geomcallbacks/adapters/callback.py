@@ -9,7 +9,7 @@ from typing import Any
 from geomcallbacks.adapters.tracker import Row, TrackerQueue, geometry_row
 from geomcallbacks.monitor import GeometryMonitor
 from geomcallbacks.probe import ProbeSet
-from geomcallbacks.running.base import RunMonitor
+from geomcallbacks.running.run_monitor import RunMonitor
 from geomcallbacks.schedule import Schedule
 from geomcallbacks.settings import DEFAULT_WINDOW, ForwardFn, Layers, OnError, Positions, Precision, Settings
 
@@ -19,13 +19,13 @@ class Monitored:
 
     Args:
         monitor: what measures.
-        row: turns what the monitor's `step` gives into a row of the trackers.
+        make_row: turns what the monitor's `step` gives into a row of the trackers.
         file: name of the record file in the output folder, where the monitor was given none.
     """
 
-    def __init__(self, monitor: RunMonitor, row: Callable[[Any, Any], Row], file: str) -> None:
+    def __init__(self, monitor: RunMonitor, make_row: Callable[[Any, Any], Row], file: str) -> None:
         self.monitor = monitor
-        self._row, self._file = row, file
+        self._make_row, self._file = make_row, file
         self._queue = TrackerQueue()
 
 

@@ -80,13 +80,14 @@ class MonitorCallback(Monitored, TrainerCallback):
     def _step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module) -> None:
         counted = args.include_num_input_tokens_seen not in (False, "no")
         tokens = int(state.num_input_tokens_seen) if counted else None
-        # Whether the process ends is known to each rank by itself, and what is due must be the same for all.
+        # SIGTERM may make Trainer stop on this rank alone, and what is due must be the same for all: such a stop is no
+        # last update. An evaluation that stops early does so on all ranks.
         last = control.should_training_stop and not self._is_ending()
         with _autocast(args):
             found = self.monitor.step(model, state.global_step, tokens=tokens, last=last)
         self._keep_state(state)
         if found:
-            self._log(args, state, control, self._row(self.monitor, found))
+            self._log(args, state, control, self._make_row(self.monitor, found))
         if control.should_training_stop:  # trackers close in their own on_train_end, which comes before ours
             self._queue.flush()
 

@@ -83,7 +83,7 @@ class MonitorCallback(Monitored, L.Callback):
             found = self.monitor.step(pl_module, step, last=last)
         if not found:
             return
-        row = self._row(self.monitor, found)
+        row = self._make_row(self.monitor, found)
         # Not through self.log: it reaches loggers on the log_every_n_steps grid only, and repeats what it was given.
         # What has no value is NaN there, which ModelCheckpoint ranks last: an old value would be taken for a new one.
         seen = dict.fromkeys(row.missing, math.nan) | dict(row.values)

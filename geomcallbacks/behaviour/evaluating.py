@@ -11,7 +11,7 @@ from torch import nn
 
 from geomcallbacks.reading import locate
 from geomcallbacks.reading.device import device_of
-from geomcallbacks.reading.reader import leave_no_trace
+from geomcallbacks.reading.no_trace import leave_no_trace
 from geomcallbacks.settings import ReadingSettings
 
 

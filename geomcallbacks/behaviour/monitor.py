@@ -15,10 +15,10 @@ from geomcallbacks.adapters.callback import Monitored
 from geomcallbacks.adapters.tracker import Row
 from geomcallbacks.reading.device import device_of
 from geomcallbacks.reading.locate import refuse_sharded, refuse_unsupported, unwrap
-from geomcallbacks.reading.reader import leave_no_trace
-from geomcallbacks.running.base import Due, RunMonitor
+from geomcallbacks.reading.no_trace import leave_no_trace
 from geomcallbacks.running.messages import OnError
 from geomcallbacks.running.processes import from_first, rank
+from geomcallbacks.running.run_monitor import Due, RunMonitor
 from geomcallbacks.schedule import Schedule
 from geomcallbacks.settings import ReadingSettings
 from geomcallbacks.statistics import finite

@@ -8,22 +8,19 @@ and neither LM head nor cache is computed for the causal language models of Tran
 from __future__ import annotations
 
 import inspect
-import random
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from geomcallbacks.probe import ProbeBatch
-from geomcallbacks.probing.positions import Positions, feature_places, position_count
 from geomcallbacks.reading import locate
 from geomcallbacks.reading.device import device_of, send
+from geomcallbacks.reading.positions import Positions, pick_positions, position_count
 from geomcallbacks.reading.sharding import entry_of, spread_of
 
 #: Calls a model on tokens: (model, input_ids (b, t), attention_mask (b, t)) -> anything; hooks read the states.
@@ -119,55 +116,6 @@ class Reader:
         if missing is not None:
             raise ValueError(f"layer {missing!r} was not reached by the forward pass: read another, or give forward=")
         return features, batch.rows_b.repeat_interleave(position_count(batch.lengths_b, positions))
-
-
-@contextmanager
-def leave_no_trace(module: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode inside, and put back afterwards what a forward pass may change.
-
-    That is each submodule's own mode, attributes and buffers, and every random state. Compiled submodules run eagerly
-    inside: a hook added after the first compiled call would never fire, and the probe's shapes would make the training
-    graphs dynamic.
-    """
-    # Modes are attributes too; dynamic RoPE replaces buffers and attributes for a row longer than any before.
-    before = [(child, dict(vars(child)), dict(child._buffers)) for child in module.modules()]
-    cuda = {p.device for p in module.parameters() if p.device.type == "cuda"}
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=[device.index for device in cuda]))
-        if "torch._dynamo" in sys.modules:  # nothing is compiled before that is loaded, and loading takes seconds
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        try:
-            for child, _, _ in before:
-                child.training = False
-            yield
-        finally:
-            for child, attributes, buffers in before:
-                for added in vars(child).keys() - attributes.keys():
-                    del vars(child)[added]
-                vars(child).update(attributes)
-                child._buffers.clear()
-                child._buffers.update(buffers)
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
-
-
-def pick_positions(batch: ProbeBatch, positions: Positions, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Return a function from hidden states (b, t, d) to the features (m, d): the states of the wanted positions."""
-    if positions == "mean":
-        taken_bt1 = batch.mask_bt.bool()[..., None]
-        taken_bt1[:, 0] = False
-        taken_bt1 = send(taken_bt1, device)
-
-        def mean(hidden_btd: Tensor) -> Tensor:
-            # A masked sum, not a product with weights: autocast would round that, and 0 · inf in a padding is NaN.
-            wide_btd = hidden_btd.to(torch.promote_types(hidden_btd.dtype, torch.float32))
-            kept_bt1 = taken_bt1.to(hidden_btd.device)  # a layer may lie on another device than the first
-            return wide_btd.masked_fill(~kept_bt1, 0.0).sum(1) / kept_bt1.sum(1)
-
-        return mean
-    row_m, position_m = (send(part, device) for part in feature_places(batch.lengths_b, positions))
-    return lambda hidden_btd: hidden_btd[row_m.to(hidden_btd.device), position_m.to(hidden_btd.device)]
 
 
 def _hidden_states(point: locate.ReadPoint, value: Any, batch: ProbeBatch) -> Tensor:

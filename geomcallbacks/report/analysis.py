@@ -186,9 +186,7 @@ def _annotate(axis: Axes, step: float, value: float, text: str, colour: str, ove
 def _note(runs: Sequence[Run]) -> str:
     numbers = [run.number(key)[-1:] for run in runs for key in (MEMORISATION, *run.accuracies)]
     bands = any(point.low is not None for points in numbers for point in points)
-    memorisation = (
-        "Memorisation: rank correlation of the model’s log-likelihoods with those of an ∞-gram model of its text."
-    )
+    memorisation = "Memorisation: rank correlation of the model’s log-likelihoods with an ∞-gram model’s of its text."
     lines = [
         ["RankMe = exp(entropy of λ/Σλ), λ: eigenvalues of the centred covariance of hidden states; α: their decay."],
         ["Loss: thin, as logged; thick, its mean in each tenth of a decade."] * any(run.loss for run in runs)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from geomcallbacks.metrics import METRIC_NAMES
-from geomcallbacks.record import read_lines, read_records, record_files
+from geomcallbacks.record import read_lines, read_records, record_file
 from geomcallbacks.report.loss import find_loss, read_loss
 from geomcallbacks.report.run import Record, Run
 from geomcallbacks.statistics import finite
@@ -28,25 +28,9 @@ def read_runs(paths: Sequence[str | Path], losses: Sequence[str | Path] = ()) ->
     """
     if losses and len(losses) != len(paths):
         raise ValueError(f"--loss was given {len(losses)} times for {len(paths)} runs: give one for each, in order")
-    files = [record_file(Path(path)) for path in paths]
+    files = [record_file(path) for path in paths]
     given: list[Path | None] = [Path(loss) for loss in losses] or [None] * len(files)
     return [_read_run(file, name, loss) for file, name, loss in zip(files, _names(files), given, strict=True)]
-
-
-def record_file(path: Path) -> Path:
-    """Return `path` itself, or the record file of a run's folder: the one of its latest start from update 0.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise FileNotFoundError(f"{path} does not exist: give the geometry.jsonl of a run, or its folder")
-    files = record_files(path)
-    if not files:
-        raise FileNotFoundError(f"{path} holds no geometry.jsonl: give the record file of a run")
-    return files[-1]
 
 
 def _read_run(file: Path, name: str, loss: Path | None) -> Run:

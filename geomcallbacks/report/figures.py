@@ -17,7 +17,6 @@ from geomcallbacks.report.intervention import INTERVENTION
 from geomcallbacks.report.run import Run
 from geomcallbacks.report.style import INK, SERIES, Look, plain
 
-_MOST_PANELS = 60
 #: Numbers that another figure shows.
 _ELSEWHERE = re.compile(rf"{MEMORISATION}$|.*/accuracy$|primacy/band_|{INTERVENTION.pattern}$")
 
@@ -61,15 +60,13 @@ def draw_behaviour(runs: Sequence[Run], path: Path) -> bool:
     keys = [key for key in dict.fromkeys(key for run in runs for key in run.keys) if not _ELSEWHERE.match(key)]
     if not keys:
         return False
-    shown, alone = keys[:_MOST_PANELS], len(runs) == 1
-    columns = min(2, len(shown))
-    grid: Look = {"columns": columns, "count": len(shown), "xlabel": "optimiser updates"}
+    alone, columns = len(runs) == 1, min(2, len(keys))
+    grid: Look = {"columns": columns, "count": len(keys), "xlabel": "optimiser updates"}
     title = f"{runs[0].name}: further numbers" if alone else "Further numbers"
-    note = f"{len(keys) - len(shown)} more are in behaviour.jsonl." if len(keys) > len(shown) else ""
-    heights = [1.55 if columns == 2 else 2.2] * math.ceil(len(shown) / columns)
-    with panels(path, title, heights, runs=runs, note=note, **grid) as axes:
+    heights = [1.55 if columns == 2 else 2.2] * math.ceil(len(keys) / columns)
+    with panels(path, title, heights, runs=runs, **grid) as axes:
         shade_phases(axes, runs[0].phases if alone else ())
-        for axis, key in zip(axes, shown, strict=True):
+        for axis, key in zip(axes, keys, strict=True):
             for index, run in enumerate(runs):
                 draw_points(axis, run.number(key), SERIES[index % len(SERIES)], plain(run.name, 30))
             axis.set_title(plain(key, 44), loc="left", fontsize=9, color=INK)

@@ -29,11 +29,11 @@ def draw_intervention(runs: Sequence[Run], path: Path) -> bool:
         return False
     names = list(dict.fromkeys(name for _, sets in found for name in sets))
     title = "Multiple-choice accuracy with eigendirections kept or removed"
-    note = "Bars: 95 % intervals. Dashed line: nothing removed. At the last update where it was measured."
-    room = "\n\n"  # for the legend
+    # The lines below leave room for the legend.
+    note = "Bars: 95 % intervals. Dashed line: nothing removed. At the last update where it was measured.\n\n"
     heights = [2.1] * len(names)
     lines: dict[str, Any] = {}
-    with panels(path, title, heights, xlabel="directions", columns=len(found), note=note + room, sharey="row") as axes:
+    with panels(path, title, heights, xlabel="directions", columns=len(found), note=note, sharey="row") as axes:
         for place, axis in enumerate(axes):
             (run, sets), name = found[place % len(found)], names[place // len(found)]
             _draw_panel(axis, run, sets.get(name, {}))

@@ -73,7 +73,8 @@ def write_page(runs: Sequence[Run], figures: Sequence[Figure], path: Path, title
         title=title or "Geometry of " + (", ".join(names) if len(names) < 5 else f"{len(names)} runs"),
         policy=f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'",
         style=Markup(style),  # ours, not a run's
-        runs=[{"name": run.name, "words": _words(run)} for run in runs],
+        runs=runs,
+        describe=describe_phases,
         figures=figures,
         tables=_tables(runs),
         phases=PHASE_NAMES,
@@ -88,25 +89,15 @@ def _storable(text: str) -> str:
     return "".join(c if c in "\n\t" or (ord(c) > 31 and not 127 <= ord(c) < 160) else "\ufffd" for c in text)
 
 
-def _words(run: Run) -> str:
-    return f"{len(run.metric('rankme'))} measurements. {describe_phases(run)}."
-
-
 def _tables(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    marks = _table("Summary", ["", "update", "RankMe", "α", "λ₁ / Σλ", "training loss"], runs, _marks)
-    marks["note"] = "Loss: mean of those logged within a tenth of a decade before."
-    phases = _table("Phases", ["phase", "from", "95 % interval", "to", "RankMe", "α"], runs, _phases)
-    phases["note"] = (
-        "Found from RankMe alone: it falls in warm-up and in compression-seeking, and rises in entropy-seeking. "
-        "Interval: of the boundary at which the phase begins."
-    )
     heads = ["", "updates", "start", "highest", "end", "ρ with RankMe", "ρ with α"]
-    behaviour = _table("Behaviour beside the geometry", heads, runs, _behaviour)
-    behaviour["note"] = (
-        "ρ: Spearman’s rank correlation over the updates at which both were measured. Neighbouring updates "
-        "resemble each other, so no interval is given; what rises throughout correlates with all that does."
-    )
-    return [table for table in (marks, phases, behaviour, _settings(runs)) if table["rows"]]
+    tables = [
+        _table("Summary", ["", "update", "RankMe", "α", "λ₁ / Σλ", "training loss"], runs, _marks),
+        _table("Phases", ["phase", "from", "95 % interval", "to", "RankMe", "α"], runs, _phases),
+        _table("Behaviour beside the geometry", heads, runs, _behaviour),
+        _settings(runs),
+    ]
+    return [table for table in tables if table["rows"]]
 
 
 def _table(title: str, heads: list[str], runs: Sequence[Run], rows_of: _RowsOf) -> dict[str, Any]:
@@ -135,9 +126,7 @@ def _phases(run: Run) -> Iterator[list[str]]:
 
 def _behaviour(run: Run) -> Iterator[list[str]]:
     """The course of each number of behaviour, and its rank correlation with the geometry."""
-    for key in run.keys:
-        if key.startswith("intervention"):
-            continue
+    for key in (key for key in run.keys if not key.startswith("intervention")):
         points = run.number(key)
         top = max(points, key=lambda point: point.value)
         course = [f"{points[0].value:.4g}", f"{top.value:.4g} at {top.step:,}", f"{points[-1].value:.4g}"]

@@ -20,10 +20,8 @@ def draw_spectra(run: Run, path: Path) -> bool:
     if not kept:
         return False
     low, high = kept[-1][1]["alpha_window"]
-    note = (
-        "λ: eigenvalues of the centred covariance of the probe’s hidden states.\n"
-        f"Grey: ranks {low}–{high}, over which α is fitted. Not shown: λ < {_ROUND_OFF:g} λ₁."
-    )
+    note = "λ: eigenvalues of the centred covariance of the probe’s hidden states.\n"
+    note += f"Grey: ranks {low}–{high}, over which α is fitted. Not shown: λ < {_ROUND_OFF:g} λ₁."
     title = f"{run.name}: eigenspectra of {run.layers[-1]}"
     with panels(path, title, [2.9], xlabel="rank of the eigenvalue", note=note) as (axis,):
         for place, (name, row, values) in enumerate(kept):

@@ -10,17 +10,17 @@ if TYPE_CHECKING:
 #: Options of what matplotlib draws.
 Look = dict[str, Any]
 
+#: Text, lines that carry no data, small print, and the grid.
 INK, GREY, SOFT, GRID = "#1f2933", "#9aa5b1", "#616e7c", "#e4e7eb"
-"""Text, lines that carry no data, small print, and the grid."""
 TROUGH, PEAK = "#c8553d", "#2a7f62"
+#: Of the numbers, by their name in the records, where a figure shows one run.
 COLOURS = {"loss": "#52606d", "rankme": "#1c5d99", "alpha_req": "#8f4ba8", "top1_share": "#b8860b"}
-"""Of the numbers, by their name in the records, where a figure shows one run."""
+#: Of the bands behind the curves, by the names in `geomcallbacks.phases`; light enough for curves and text on them.
 PHASES = {"warm-up": "#f9e6de", "entropy-seeking": "#deecf8", "compression-seeking": "#ebe2f4"}
-"""Of the bands behind the curves, by the names in `geomcallbacks.phases`; light enough for curves and text on them."""
+#: Of the phases' names in text.
 PHASE_INKS = {"warm-up": "#a8442b", "entropy-seeking": "#1c5d99", "compression-seeking": "#6d3a8c"}
-"""Of the phases' names in text."""
+#: Of lines that are told apart by a legend: runs, or numbers in one panel. They come again after eight.
 SERIES = ("#1c5d99", "#c8553d", "#2a7f62", "#b8860b", "#8f4ba8", "#0f8b8d", "#d1495b", "#52606d")
-"""Of lines that are told apart by a legend: runs, or numbers in one panel. They come again after eight."""
 
 
 def style(axis: Axes, *, grid: Literal["both", "x", "y"] = "both") -> None:

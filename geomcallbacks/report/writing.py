@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from geomcallbacks.report.analysis import plot_analysis
-from geomcallbacks.report.data import read_runs, record_file
+from geomcallbacks.report.data import read_runs
 from geomcallbacks.report.figures import draw_behaviour, draw_primacy, draw_probes
 from geomcallbacks.report.intervention import draw_intervention
 from geomcallbacks.report.layers import draw_layers
@@ -53,7 +53,7 @@ def write_report(
     if missing:
         raise ModuleNotFoundError(f"a report needs {' and '.join(missing)}: pip install 'geomcallbacks[report]'")
     runs = read_runs(paths, losses)
-    folder = Path(out) if out is not None else record_file(Path(paths[0])).parent / "report"
+    folder = Path(out) if out is not None else runs[0].file.parent / "report"
     if out is None and folder.is_symlink():
         raise ValueError(f"{folder} is a link, through which no report is written: say where with --out")
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,10 +79,7 @@ def _draw_all(runs: Sequence[Run], folder: Path, kind: str, title: str | None) -
     """All figures for which the runs have something; with several runs, those of a single one are named after it."""
     alone, whole = len(runs) == 1, folder / f"analysis.{kind}"
     plot_analysis(runs, whole, title if alone else None)
-    caption = (
-        "Everything over the same log updates. Phases are found from RankMe; bars at their boundaries, and numbers in "
-        "brackets, are 95 % intervals."
-    )
+    caption = "All over the same log updates. Phases: by RankMe; bars and brackets at their boundaries: 95 % intervals."
     figures = [Figure(whole, "Along the run" if alone else "The runs", caption)]
     for name, heading, caption, draw in _OF_ONE:
         for run, tail in zip(runs, _tails(runs), strict=True):

@@ -16,7 +16,7 @@ from typing import Any
 
 from geomcallbacks.record import SCHEMA, read_lines, spectra_folder
 from geomcallbacks.running.files import replace_file
-from geomcallbacks.trace.checkpoints.find import Checkpoint
+from geomcallbacks.trace.checkpoints.checkpoint import Checkpoint
 
 #: What a header says that must agree before a trace goes on; the versions may differ.
 _SAME = ("trace", "settings", "probes", "measures")
@@ -39,9 +39,7 @@ class TraceFile:
         self.path = Path(path)
         self.header: dict[str, Any] = json.loads(json.dumps(header))
         if spectra_folder(self.path).is_symlink():
-            raise ValueError(
-                f"{spectra_folder(self.path)} is a link, and no spectra are written through it: give another --out"
-            )
+            raise ValueError(f"{spectra_folder(self.path)} is a link, which is not written through: give another --out")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         #: Steps whose measurements stand in the file.
         self.done = {line["step"] for line in self._begun()[1] if self._is_of(checkpoints, line)}
@@ -65,7 +63,9 @@ class TraceFile:
                 headers.append(begin | self.header)
             kept = [line for line in lines if line["step"] != checkpoint.step]
             kept += [line | {"model": checkpoint.model, "revision": checkpoint.revision} for line in new]
-            self._replace(headers, sorted(kept, key=lambda line: int(line["step"])))
+            kept.sort(key=lambda line: int(line["step"]))
+            text = "".join(json.dumps(line, allow_nan=False, ensure_ascii=False) + "\n" for line in (*headers, *kept))
+            replace_file(self.path, text.encode())
 
     def _begun(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Return headers and other lines of the trace that goes on in the file."""
@@ -90,15 +90,9 @@ class TraceFile:
         clash = [each for each in checkpoints if (each.step == step) != (each.revision == revision)]
         if clash and not any(each.step == step and each.revision == revision for each in checkpoints):
             now = " and ".join(f"{each} stands at {each.step}" for each in clash)
-            raise ValueError(
-                f"{self.path} has {line['model']}@{revision} at step {step}, and now {now}: give the same revisions to"
-                " go on with it, or another --out"
-            )
+            there = f"{self.path} has {line['model']}@{revision} at step {step}"
+            raise ValueError(f"{there}, and now {now}: give the same revisions to go on with it, or another --out")
         return True
-
-    def _replace(self, headers: list[dict[str, Any]], lines: list[dict[str, Any]]) -> None:
-        text = "".join(json.dumps(line, allow_nan=False, ensure_ascii=False) + "\n" for line in (*headers, *lines))
-        replace_file(self.path, text.encode())
 
     def _check_same(self, header: Mapping[str, Any]) -> None:
         """Raise ``ValueError`` where a header of the file speaks of another curve or of other ways to measure."""
@@ -109,10 +103,8 @@ class TraceFile:
             keys = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
             if keys:
                 changes = ", ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in keys)
-                raise ValueError(
-                    f"{self.path} was begun with other {part}: {changes}; give the same to go on with it, or another"
-                    " --out"
-                )
+                there = f"{self.path} was begun with other {part}: {changes}"
+                raise ValueError(f"{there}; give the same to go on with it, or another --out")
 
 
 def _without_remarks(part: Any) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from torch import nn
 from geomcallbacks.behaviour.monitor import BehaviourMonitor, check_measures
 from geomcallbacks.measure import measure_probe, prepare
 from geomcallbacks.record import spectra_folder
-from geomcallbacks.running.writer import record_lines, write_spectra
-from geomcallbacks.trace.checkpoints.find import Checkpoint
+from geomcallbacks.running.record_writer import record_lines, write_spectra
+from geomcallbacks.trace.checkpoints.checkpoint import Checkpoint
 from geomcallbacks.trace.checkpoints.loading import load_model
 from geomcallbacks.trace.plan import Plan
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
-
-import torch
 
 from geomcallbacks.behaviour.monitor import Measure, measures_header
 from geomcallbacks.probe import ProbeSet
 from geomcallbacks.settings import ReadingSettings
-from geomcallbacks.trace.checkpoints.find import Checkpoint
+from geomcallbacks.trace.checkpoints.checkpoint import Checkpoint
 from geomcallbacks.trace.checkpoints.hub import Hub
 from geomcallbacks.trace.checkpoints.loading import Reading
 from geomcallbacks.trace.probe_source import ProbeSource
@@ -66,7 +65,7 @@ def make_plan(
     checkpoints: Sequence[Checkpoint],
     hub: Hub,
     reading: Reading,
-    recorded: Recorded | None,
+    recorded: Recorded,
     *,
     settings: Mapping[str, Any],
     probes: Probes | None,
@@ -87,11 +86,11 @@ def make_plan(
         ValueError, TypeError: a setting is wrong by itself, a probe cannot be built or does not fit the settings, there
             is no tokenizer or no such device.
     """
-    chosen = ReadingSettings(**((recorded.settings if recorded else {}) | dict(settings)))
-    precision = recorded.precision if recorded is not None and chosen.precision == "training" else None
+    chosen = ReadingSettings(**{**recorded.settings, **settings})
+    precision = recorded.precision if chosen.precision == "training" else None
     reading = reading.resolve(dtype="fp32" if precision in (None, "fp32") else "auto")
     if probes is None:
-        probes = ProbeSource() if recorded is None else recorded.kept_probes()
+        probes = ProbeSource() if recorded.precision is None else recorded.kept_probes()
     wanted = dict(probes) if isinstance(probes, Mapping) else {"probe": probes}
     if not wanted:
         raise ValueError("probes={} measures nothing: give a ProbeSet, or several by label")
@@ -99,19 +98,14 @@ def make_plan(
     if callable(measures) or any(isinstance(probe, ProbeSource) and not probe.saved for probe in wanted.values()):
         vocabulary = find_vocabulary(checkpoints, hub, reading)
     tokenizer = vocabulary and vocabulary.tokenizer
-    built = {
-        label: probe.build(tokenizer) if isinstance(probe, ProbeSource) else probe for label, probe in wanted.items()
-    }
-    for label, probe in built.items():
-        chosen.check_probe(label, probe)
+    built = {}
+    for label, probe in wanted.items():
+        built[label] = probe.build(tokenizer) if isinstance(probe, ProbeSource) else probe
+        chosen.check_probe(label, built[label])
     made = measures(tokenizer, built, chosen) if callable(measures) else measures
-    sizes = recorded.batch_sizes if recorded is not None and "batch_size" not in settings else {}
-    from_scratch = None if recorded is None else recorded.from_scratch
-    return Plan(reading, chosen, built, made or {}, vocabulary, precision, sizes, from_scratch)
+    sizes = {} if "batch_size" in settings else recorded.batch_sizes
+    return Plan(reading, chosen, built, made or {}, vocabulary, precision, sizes, recorded.from_scratch)
 
 
 def _versions() -> dict[str, str]:
-    import transformers
-
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    return {"python": platform.python_version(), **{name: str(version) for name, version in versions.items()}}
+    return {"python": platform.python_version()} | {name: version(name) for name in ("torch", "transformers")}

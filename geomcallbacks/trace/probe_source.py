@@ -88,9 +88,7 @@ class ProbeSource:
         """Give the text of each row; rows are numbered, and called a line or a row in messages."""
         for number, row in rows:
             if self.column not in row:
-                raise ValueError(
-                    f"{unit} {number} has no column {self.column!r} (--probe-column): it has {sorted(row)}"
-                )
+                raise ValueError(f"{unit} {number} has no column {self.column!r} (--probe-column), but {sorted(row)}")
             text = row[self.column]
             if not isinstance(text, str | None):
                 kind = type(text).__name__
@@ -115,8 +113,6 @@ def labelled(given: Sequence[str], option: str = "probe") -> dict[str, str]:
         match = None if Path(text).exists() else _LABEL.fullmatch(text)
         label = match[1] if match else option if len(given) == 1 else Path(text).stem
         if label in found:
-            raise ValueError(
-                f"--{option} {text}: there are two of the label {label!r}; give each its own, LABEL=SOURCE"
-            )
+            raise ValueError(f"--{option} {text}: there are two of the label {label!r}; give each its own LABEL=SOURCE")
         found[label] = match[2] if match else text
     return found

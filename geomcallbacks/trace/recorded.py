@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,44 +20,52 @@ _SETTINGS = ("layers", "positions", "alpha_window", "batch_size", "intervals")
 
 @dataclass(frozen=True)
 class Recorded:
-    """How a run was measured.
+    """How a run was measured; without arguments, that of none.
 
     Attributes:
+        file: that states it.
         settings: arguments of `ReadingSettings`.
-        precision: arithmetic of the live forward pass, as its records name it.
+        precision: arithmetic of the live forward pass, as its records name it; None: there is no run.
         fingerprints: of its probes, by label.
-        probes: those of them that are kept beside the records, or in the folder under any name.
         tokens: training tokens by step, where recorded.
         batch_sizes: rows that went through the model together, by step and probe: fewer where memory had run out.
         from_scratch: whether it began from random weights, where it was told.
     """
 
-    settings: dict[str, Any]
-    precision: str
-    fingerprints: dict[str, str]
-    probes: dict[str, ProbeSet]
-    tokens: dict[int, int]
-    batch_sizes: dict[tuple[int, str], int]
+    file: Path = Path()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    precision: str | None = None
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    tokens: Mapping[int, int] = field(default_factory=dict)
+    batch_sizes: Mapping[tuple[int, str], int] = field(default_factory=dict)
     from_scratch: bool | None = None
 
     def kept_probes(self) -> dict[str, ProbeSet]:
-        """Return the probes that are kept; warn where some are not.
+        """Return the probes that are kept, beside the records or in the folder under any name; warn where some are not.
 
         Raises:
             ValueError: none is kept.
         """
-        missing = sorted(set(self.fingerprints) - set(self.probes))
+        found: dict[str, ProbeSet] = {}
+        folders = (probes_folder(self.file), self.file.parent)
+        for file in [file for folder in folders for file in sorted(folder.glob("*.safetensors")) if file.is_file()]:
+            if self.fingerprints.keys() <= found.keys():
+                break
+            with suppress(Exception):  # weights, say, which are no probe
+                probe = ProbeSet.load(file)
+                found |= {label: probe for label, wanted in self.fingerprints.items() if wanted == probe.fingerprint}
+        missing = sorted(self.fingerprints.keys() - found.keys())
         if missing:
             names = ", ".join(f"{label!r} ({self.fingerprints[label]})" for label in missing)
             text = f"the run was measured on probe {names}, which is not kept in its folder"
-            if not self.probes:
+            if not found:
                 raise ValueError(f"{text}: give one with --probe")
             warnings.warn(f"{text}: only the others are measured", stacklevel=4)
-        return self.probes
+        return found
 
 
-def read_recorded(folder: Path) -> Recorded | None:
-    """Return what the record file in a run's folder says; None without one, or with one that holds nothing yet.
+def read_recorded(folder: Path) -> Recorded:
+    """Return what the record file in a run's folder says; nothing without one, or with one that holds nothing yet.
 
     Args:
         folder: the run's, that of its checkpoints, or that of one of them.
@@ -64,13 +74,20 @@ def read_recorded(folder: Path) -> Recorded | None:
     for file in files:  # the last start may have ended before it measured
         headers = [line for line in read_lines(file) if isinstance(line.get("settings"), dict)]
         if headers and (records := read_records(file)):
-            return _recorded(file, headers[-1], records)
+            settings, probes = headers[-1]["settings"], headers[-1].get("probes", {})
+            return Recorded(
+                file,
+                {key: settings[key] for key in _SETTINGS if key in settings},
+                records[-1]["precision"],
+                {label: probe["fingerprint"] for label, probe in probes.items()},
+                {record["step"]: record["tokens"] for record in records if record.get("tokens") is not None},
+                {(record["step"], record["probe"]): record["batch_size"] for record in records},
+                settings.get("from_scratch"),
+            )
     if files:
-        warnings.warn(
-            f"{files[0]} holds no measurement: probe and settings are the defaults where they are not given",
-            stacklevel=3,
-        )
-    return None
+        text = f"{files[0]} holds no measurement: probe and settings are the defaults where they are not given"
+        warnings.warn(text, stacklevel=3)
+    return Recorded()
 
 
 def recorded_files(folder: Path) -> list[Path]:
@@ -84,30 +101,3 @@ def recorded_files(folder: Path) -> list[Path]:
     if folder.name == "checkpoints" or parse_name(folder.name) is not None:
         places.append(folder.parent.parent if folder.parent.name == "checkpoints" else folder.parent)
     return next((files[::-1] for place in places if (files := record_files(place))), [])
-
-
-def _recorded(file: Path, header: dict[str, Any], records: list[dict[str, Any]]) -> Recorded:
-    settings = {key: header["settings"][key] for key in _SETTINGS if key in header["settings"]}
-    fingerprints = {label: probe["fingerprint"] for label, probe in header.get("probes", {}).items()}
-    return Recorded(
-        settings,
-        records[-1]["precision"],
-        fingerprints,
-        _saved_probes([probes_folder(file), file.parent], fingerprints),
-        {record["step"]: record["tokens"] for record in records if record.get("tokens") is not None},
-        {(record["step"], record["probe"]): record["batch_size"] for record in records},
-        header["settings"].get("from_scratch"),
-    )
-
-
-def _saved_probes(folders: list[Path], fingerprints: dict[str, str]) -> dict[str, ProbeSet]:
-    found: dict[str, ProbeSet] = {}
-    for file in [file for folder in folders for file in sorted(folder.glob("*.safetensors")) if file.is_file()]:
-        if fingerprints.keys() <= found.keys():
-            break
-        try:
-            probe = ProbeSet.load(file)
-        except Exception:  # weights, say, which are no probe
-            continue
-        found |= {label: probe for label, wanted in fingerprints.items() if wanted == probe.fingerprint}
-    return found

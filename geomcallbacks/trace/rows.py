@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from geomcallbacks.trace.checkpoints.loading import refusal
+
 
 def jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Give the number of each line that is not empty, and its object.
@@ -35,16 +37,13 @@ def parquet_rows(path: Path, column: str) -> Iterator[tuple[int, dict[str, Any]]
     """
     import pyarrow.parquet  # type: ignore[import-untyped]
 
-    number = 0
     try:
         file = pyarrow.parquet.ParquetFile(path)
         columns = [column] if column in file.schema_arrow.names else None
-        for batch in file.iter_batches(batch_size=256, columns=columns):
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row
+        batches = file.iter_batches(batch_size=256, columns=columns)
+        yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
     except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"no Parquet file, or damaged behind row {number}: {error}") from error
+        raise ValueError(f"no Parquet file, or damaged: {error}") from error
 
 
 def hub_rows(name: str, config: str | None = None, **options: Any) -> Any:
@@ -58,7 +57,5 @@ def hub_rows(name: str, config: str | None = None, **options: Any) -> Any:
     try:
         return datasets.load_dataset(name, config, **options)
     except Exception as error:
-        raise ValueError(
-            f"no file here, and as a hub data set it cannot be read ({type(error).__name__}:"
-            f" {str(error).splitlines()[0][:160]}): without a network, give a file"
-        ) from error
+        text = f"no file here, and as a hub data set it cannot be read ({refusal(error)})"
+        raise ValueError(f"{text}: without a network, give a file") from error

@@ -15,14 +15,15 @@ from typing import Any
 
 from geomcallbacks.record import spectra_folder
 from geomcallbacks.running.messages import printable
+from geomcallbacks.trace.checkpoints.checkpoint import Checkpoint
 from geomcallbacks.trace.checkpoints.fetching import fetch_ahead
-from geomcallbacks.trace.checkpoints.find import Checkpoint, find_checkpoints
+from geomcallbacks.trace.checkpoints.find import find_checkpoints
 from geomcallbacks.trace.checkpoints.hub import Hub
 from geomcallbacks.trace.checkpoints.loading import Reading
 from geomcallbacks.trace.file import TraceFile, behaviour_out, default_out, locked, path_from
 from geomcallbacks.trace.measuring import UnfitError, behaviour_lines, geometry_lines, loaded
 from geomcallbacks.trace.plan import Measures, Plan, Probes, make_plan
-from geomcallbacks.trace.recorded import read_recorded
+from geomcallbacks.trace.recorded import Recorded, read_recorded
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,8 @@ def trace(
     names = [str(path) if (path := Path(model).expanduser()).exists() else str(model) for model in given]
     hub = Hub(reading.cache_dir, code=reading.trust_remote_code)
     checkpoints = find_checkpoints(names, hub, revisions, tokens_per_update)
-    recorded = read_recorded(Path(names[0])) if len(names) == 1 and Path(names[0]).is_dir() else None
-    if recorded is not None and tokens_per_update is None:
+    recorded = read_recorded(Path(names[0])) if len(names) == 1 and Path(names[0]).is_dir() else Recorded()
+    if tokens_per_update is None:
         checkpoints = [replace(each, tokens=recorded.tokens.get(each.step, each.tokens)) for each in checkpoints]
     own = checkpoints[share[0] :: share[1]]
     with_tokenizer = list(dict.fromkeys([*own[:1], checkpoints[0], checkpoints[-1]]))
@@ -138,8 +139,8 @@ def _measure(
 
     measured: list[str] = []
     failed: dict[str, str] = {}
-    disable = None if shown else True  # None: only where stderr is no terminal
-    with tqdm(total=before + len(todo), initial=before, unit="checkpoint", disable=disable) as bar:
+    # None: not shown where stderr is no terminal.
+    with tqdm(total=before + len(todo), initial=before, unit="checkpoint", disable=None if shown else True) as bar:
         for checkpoint, fetched in fetch_ahead(todo, hub, evict=plan.reading.evict):
             bar.set_description(checkpoint.revision)
             try:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from geomcallbacks.probe import ProbeSet
-from geomcallbacks.trace.checkpoints.find import Checkpoint
+from geomcallbacks.trace.checkpoints.checkpoint import Checkpoint
 from geomcallbacks.trace.checkpoints.hub import Hub
 from geomcallbacks.trace.checkpoints.loading import Reading, explained, refusal
 
@@ -38,10 +38,8 @@ class Vocabulary:
         names = zip(ids, theirs.convert_ids_to_tokens(ids), self.tokenizer.convert_ids_to_tokens(ids), strict=True)
         for token, there, here in names:
             if there != here:
-                raise ValueError(
-                    f"{name} has another vocabulary than the probe: token {token} is {there!r} there, and {here!r} in"
-                    " the probe's tokenizer; trace models of one vocabulary together"
-                )
+                clash = f"token {token} is {there!r} there, and {here!r} in the probe's tokenizer"
+                raise ValueError(f"{name} has another vocabulary than the probe: {clash}; trace it to another --out")
 
 
 def find_vocabulary(checkpoints: Iterable[Checkpoint], hub: Hub, reading: Reading) -> Vocabulary:
@@ -82,11 +80,8 @@ def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> An
 
 def _folder(source: Path, config: str | None) -> Path:
     """Return the folder with a checkpoint's tokenizer: its own, or one near a Lightning file."""
-    places = [source]
-    if source.is_file():
-        beside, above = source.parent, source.parent.parent
-        places = [*([Path(config)] if config else []), beside, above, beside / "tokenizer", above / "tokenizer"]
-    for place in places:
+    near = [*([Path(config)] if config else []), *source.parents[:2]] if source.is_file() else [source]
+    for place in (*near, *(folder / "tokenizer" for folder in near)):
         if _hash_of_files(place) is not None or (place / "tokenizer_config.json").is_file():
             return place
     raise ValueError(f"{source} has no tokenizer: {_REMEDY}")

@@ -216,7 +216,6 @@ WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("behaviour", {"measures": {}}, ValueError, "measures nothing"),
     ("behaviour", {"measures": [len]}, TypeError, "measures is a list"),
     ("behaviour", {"measures": {"a/b": len}}, ValueError, "'a/b'"),
-    ("behaviour", {"measures": {"": len}}, ValueError, "''"),
     ("behaviour", {"measures": {"a": 3}}, TypeError, "measure 'a' is a int"),
 ]
 

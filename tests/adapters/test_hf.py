@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import copy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,11 @@ import drives
 import pytest
 import tiny
 import torch
-from datasets import Dataset
-from drives import DROPOUT, MEASURED, TRAINING, TrainerHook, differences, make_trainer, steps, trained, watcher
+from drives import DROPOUT, MEASURED, TrainerHook, differences, make_trainer, steps, trained, watcher
 from peft import LoraConfig, get_peft_model
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.integrations import integration_utils
-from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+from trl_trainers import MAKERS
 
 from geomcallbacks import GeometryMonitor, read_records
 
@@ -30,30 +28,10 @@ def behaviour(**settings: Any) -> Any:
     return watcher("trainer", "behaviour", Path(), **settings)
 
 
-def sft(folder: Path, **given: Any) -> Trainer:
-    args = SFTConfig(output_dir=str(folder), max_length=24, **TRAINING)
-    return SFTTrainer(args=args, train_dataset=Dataset.from_dict({"text": tiny.texts(32)}), **given)
-
-
-def dpo(folder: Path, **given: Any) -> Trainer:
-    args = DPOConfig(output_dir=str(folder), max_length=24, **TRAINING)
-    prompts = [text + " " for text in tiny.texts(32, words=6)]
-    good, bad = (tiny.texts(32, words=6, seed=seed) for seed in (3, 4))
-    data = Dataset.from_dict({"prompt": prompts, "chosen": good, "rejected": bad})
-    return DPOTrainer(ref_model=tiny.model(**DROPOUT), args=args, train_dataset=data, **given)
-
-
-def grpo(folder: Path, **given: Any) -> Trainer:
-    args = GRPOConfig(output_dir=str(folder), num_generations=4, max_completion_length=4, **TRAINING)
-    reward = lambda completions, **_: [float(len(set(text.split()))) for text in completions]
-    data = Dataset.from_dict({"prompt": tiny.texts(32, words=4)})
-    return GRPOTrainer(reward_funcs=reward, args=args, train_dataset=data, **given)
-
-
-@pytest.mark.parametrize("make", [sft, dpo, grpo])
-def test_trl_trains_bit_identically_with_and_without(make: Callable[..., Trainer], tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", MAKERS)
+def test_trl_trains_bit_identically_with_and_without(name: str, tmp_path: Path) -> None:
     plain, watched = (
-        trained(make(tmp_path, model=tiny.model(**DROPOUT), processing_class=tiny.tokenizer(), callbacks=callbacks))
+        trained(MAKERS[name](tmp_path, callbacks, tiny.model(**DROPOUT)))
         for callbacks in ([], [geometry(layers=[0, -1]), behaviour()])
     )
     assert differences(plain, watched) == []

@@ -57,11 +57,6 @@ def test_no_bigrams_is_no_value():
     assert math.isnan(score().evaluate(short)["distinct_2"])
 
 
-def test_called_with_a_model_it_samples_and_scores():
-    made, model = score(), tiny.model("llama")
-    assert made(model) == made.evaluate(made.sample(model))
-
-
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [

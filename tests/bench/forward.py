@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig, Olmo2Config, Pretr
 from bench.section import Section
 from bench.timing import in_turn, rows_of
 from geomcallbacks import ProbeSet
-from geomcallbacks.reading.reader import Reader, leave_no_trace
+from geomcallbacks.reading.no_trace import leave_no_trace
+from geomcallbacks.reading.reader import Reader
 
 
 @dataclass(frozen=True)

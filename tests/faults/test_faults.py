@@ -20,11 +20,10 @@ from torch.utils.tensorboard import SummaryWriter
 from geomcallbacks import metrics, read_records
 from geomcallbacks.adapters.tracker import TrackerQueue
 from geomcallbacks.phases.rule import PhaseTracker
-from geomcallbacks.running.writer import RecordWriter
+from geomcallbacks.running.record_writer import RecordWriter
 from geomcallbacks.spectra.spectrum import spectrum_of_rows
 
 pytestmark = pytest.mark.fault
-Tally = Callable[..., None]
 Patch, Caught = pytest.MonkeyPatch, pytest.WarningsRecorder
 
 
@@ -71,9 +70,8 @@ def undisturbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 
 @pytest.mark.parametrize("kind", FAULTS)
 def test_run_survives(
-    undisturbed: tuple[str, Ended], kind: str, tmp_path: Path, monkeypatch: Patch, recwarn: Caught, tally: Tally
+    undisturbed: tuple[str, Ended], kind: str, tmp_path: Path, monkeypatch: Patch, recwarn: Caught
 ) -> None:
-    tally(kind, injected=len(MEASURED))
     warnings.simplefilter("always")
     framework, wanted = undisturbed
     settings, fault = {"on_error": "warn"}, FAULTS[kind]
@@ -92,10 +90,7 @@ def test_run_survives(
     assert len(ours) == (0 if kind == "out of memory" else 1), ours  # once, not three times
 
 
-def test_run_survives_a_folder_that_cannot_be_written(
-    undisturbed: tuple[str, Ended], tmp_path: Path, tally: Tally
-) -> None:
-    tally("folder that cannot be written")
+def test_run_survives_a_folder_that_cannot_be_written(undisturbed: tuple[str, Ended], tmp_path: Path) -> None:
     framework, wanted = undisturbed
     nowhere = Path("/proc/self/no/geometry.jsonl")  # a folder that nobody may make, root included
     watch = watcher(framework, "geometry", tmp_path, on_error="warn", path=nowhere)
@@ -105,9 +100,8 @@ def test_run_survives_a_folder_that_cannot_be_written(
 
 
 @pytest.mark.parametrize(("how", "told"), [("raises", "injected"), ("blocks", r"has not taken \d+ rows of geometry")])
-def test_run_survives_a_broken_tracker(how: str, told: str, tmp_path: Path, monkeypatch: Patch, tally: Tally) -> None:
+def test_run_survives_a_broken_tracker(how: str, told: str, tmp_path: Path, monkeypatch: Patch) -> None:
     """TensorBoard, which is given the loss as well: that is drawn, geometry is dropped, the record file has it."""
-    tally(f"tracker that {how}", injected=len(MEASURED))
     write, released = SummaryWriter.add_scalar, threading.Event()
 
     def broken(self: SummaryWriter, key: str, *args: Any, **kwargs: Any) -> None:
@@ -128,8 +122,7 @@ def test_run_survives_a_broken_tracker(how: str, told: str, tmp_path: Path, monk
 
 
 @pytest.mark.gpu
-def test_solver_that_fails_on_the_device_is_tried_on_the_cpu(monkeypatch: Patch, tally: Tally) -> None:
-    tally("solver that fails on the device")
+def test_solver_that_fails_on_the_device_is_tried_on_the_cpu(monkeypatch: Patch) -> None:
     rows_nd, solve = torch.randn(64, 6, device="cuda"), torch.linalg.eigvalsh
     wanted = spectrum_of_rows(rows_nd).eigenvalues
 

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 pytestmark = pytest.mark.fault
-Tally = Callable[..., None]
 HERE = Path(__file__).parent
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 FEW, MANY = {"loop": 2, "trainer": 1, "lightning": 1}, {"loop": 100, "trainer": 15, "lightning": 15}
@@ -41,10 +39,9 @@ def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM"])
 @pytest.mark.parametrize("kind", FEW)
-def test_killed_runs(found: dict[str, Any], kind: str, how: str, tally: Tally) -> None:
+def test_killed_runs(found: dict[str, Any], kind: str, how: str) -> None:
     """Once or twice each, then left to end: the curve is that of a run which nobody disturbed."""
     runs = [run for run in found["runs"] if (run["kind"], run["how"]) == (kind, how)]
-    tally(f"{how} ({kind})", injected=sum(run["kills"] for run in runs))
     for run in runs:
         assert run["status"] == 0
         assert run["kills"] > 0
@@ -71,19 +68,15 @@ class Tells(L.Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_lightning_measures_nothing_after_sigterm(tmp_path: Path, tally: Tally) -> None:
+def test_lightning_measures_nothing_after_sigterm(tmp_path: Path) -> None:
     """Lightning goes on to the end of the batch; the measurement that would be due then is not begun."""
-    tally("SIGTERM before a measurement")
     with pytest.raises(SystemExit):
         fit(tmp_path, [*both("lightning", tmp_path), Tells()], accumulate_grad_batches=1)
     for subject in SUBJECTS:
         assert steps(tmp_path / f"{subject}.jsonl") == [0, 1, 2]
 
 
-def test_lightning_gives_up_a_measurement_at_sigterm(
-    tmp_path: Path, recwarn: pytest.WarningsRecorder, tally: Tally
-) -> None:
-    tally("SIGTERM in a measurement")
+def test_lightning_gives_up_a_measurement_at_sigterm(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     batches: list[int] = []
 
     def forward(backbone: nn.Module, ids: Tensor, mask: Tensor) -> Any:
@@ -101,9 +94,8 @@ def test_lightning_gives_up_a_measurement_at_sigterm(
 
 
 @pytest.mark.parametrize("where", ["on_step_begin", "on_step_end"])
-def test_trainer_that_saves_at_sigterm_measures_nothing_after_it(where: str, tmp_path: Path, tally: Tally) -> None:
+def test_trainer_that_saves_at_sigterm_measures_nothing_after_it(where: str, tmp_path: Path) -> None:
     """With `enable_jit_checkpoint` Trainer saves, forgets that it was told, and stops; it would call us again then."""
-    tally("SIGTERM before a measurement")
 
     def tell(args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 2 + (where == "on_step_end"):

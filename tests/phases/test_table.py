@@ -10,7 +10,7 @@ from demo_curve import DEMO
 
 from geomcallbacks.cli import main
 from geomcallbacks.phases import PHASE_NAMES
-from geomcallbacks.running.writer import RecordWriter
+from geomcallbacks.running.record_writer import RecordWriter
 
 
 def write(path: Path, curves: dict[tuple[str, str], list[tuple[int, float | None, float]]], **settings) -> Path:
@@ -68,3 +68,26 @@ def test_command_says_what_is_wrong(points, option, words, tmp_path: Path, capsy
         write(path, {("web", "layer3"): points})
     assert main(["phases", str(path), *option]) == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"step": 1, "probe": "p", "rankme": 9}, "geometry.jsonl, record 1 has no 'layer'"),
+        ({"step": "8", "probe": "p", "layer": "l", "rankme": 9}, "record 1: step is '8', and must be a number"),
+        ({"step": 8, "probe": "p", "layer": "l", "rankme": "9"}, "rankme is '9', and must be a number"),
+    ],
+)
+def test_rows_that_are_none_of_geometry_are_named(row, words, tmp_path: Path, capsys) -> None:
+    writer = RecordWriter(tmp_path / "geometry.jsonl", 0, {"settings": {}})
+    writer.write(row)
+    writer.close()
+    assert main(["phases", str(tmp_path)]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_of_a_folder_the_latest_start_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "geometry.jsonl", {("web", "layer3"): DEMO})
+    assert "warm-up" in shown(capsys, tmp_path)
+    write(tmp_path / "geometry-2.jsonl", {("web", "layer3"): DEMO}, from_scratch=False)
+    assert "warm-up" not in shown(capsys, tmp_path)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from demo_curve import DEMO
-from lightning.pytorch.loggers import CSVLogger
+from drives import fit
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import Trainer, TrainingArguments
@@ -170,14 +170,10 @@ class Module(L.LightningModule):
 
 def test_lightning_logs_the_phase(tmp_path: Path, capsys) -> None:
     settings = {**SETTINGS, "layers": "network.table", "forward": lambda model, ids, mask: model.network(ids)}
-    trainer = L.Trainer(
-        default_root_dir=tmp_path, accelerator="cpu", max_steps=LAST, logger=CSVLogger(tmp_path), log_every_n_steps=50,
-        enable_model_summary=False, enable_checkpointing=False,
-        callbacks=[geomcallbacks.lightning.GeometryCallback(PROBE, **settings)],
-    )  # fmt: skip
-    trainer.fit(Module(), DataLoader(TensorDataset(torch.arange(1, 65)[:, None]), batch_size=1))
-    [file] = tmp_path.glob("**/metrics.csv")
-    rows = list(csv.DictReader(file.open()))
+    data = DataLoader(TensorDataset(torch.arange(1, 65)[:, None]), batch_size=1)
+    length = dict(max_steps=LAST, accumulate_grad_batches=1, log_every_n_steps=50, enable_progress_bar=True)
+    trainer, _ = fit(tmp_path, [geomcallbacks.lightning.GeometryCallback(PROBE, **settings)], Module(), data, **length)
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
     key = next(key for key in rows[0] if key.endswith("/phase"))
     logged = {int(row["step"]): row[key] for row in rows if row[key.replace("phase", "rankme")]}
     assert logged == {step: "" if number is None else str(number) for step, number in enumerate(NUMBERS)}

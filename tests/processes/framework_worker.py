@@ -22,14 +22,14 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import DistributedType
-from datasets import Dataset
+from drives import make_trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, TensorDataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
-from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+from transformers import TrainerCallback
+from trl_trainers import MAKERS
 
 from geomcallbacks import Schedule, hf, lightning, read_records
 from geomcallbacks.behaviour import CompletionLoss, Completions
@@ -46,10 +46,6 @@ RUNS = {
     "zero3": ["Trainer zero3", "Trainer zero3 bf16", "SFTTrainer zero3"],
 }  # fmt: skip
 EVERY = Schedule(every=1, per_decade=0)
-ARGUMENTS = dict(
-    max_steps=3, per_device_train_batch_size=2, gradient_accumulation_steps=2, learning_rate=1e-2, logging_steps=1,
-    save_strategy="no", report_to="none", disable_tqdm=True, use_cpu=True, gradient_checkpointing=False,
-)  # fmt: skip
 FSDP, ZERO3 = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"  # accelerate launch has set one of them
 
 
@@ -126,38 +122,6 @@ class Keeper(TrainerCallback):
         self.seen.keep(model, state.global_step)
 
 
-def plain(folder: Path, callbacks: list[Any], **changes: Any) -> Trainer:
-    ids, mask = tiny.rows(32)
-    rows = Dataset.from_dict({"input_ids": ids.tolist(), "attention_mask": mask.tolist(), "labels": ids.tolist()})
-    args = TrainingArguments(str(folder), **ARGUMENTS | changes)
-    return Trainer(tiny.model("olmo2"), args, train_dataset=rows, callbacks=callbacks)
-
-
-def sft_trainer(folder: Path, callbacks: list[Any], **changes: Any) -> Trainer:
-    args = SFTConfig(str(folder), max_length=24, **ARGUMENTS | {"gradient_checkpointing": True} | changes)
-    given = dict(train_dataset=Dataset.from_dict({"text": tiny.texts(32)}), processing_class=tiny.tokenizer())
-    return SFTTrainer(tiny.model("olmo2"), args, callbacks=callbacks, **given)
-
-
-def dpo_trainer(folder: Path, callbacks: list[Any], **changes: Any) -> Trainer:
-    words = tiny.texts(96, words=12)
-    rows = Dataset.from_dict({"prompt": words[:32], "chosen": words[32:64], "rejected": words[64:]})
-    args = DPOConfig(str(folder), max_length=24, **ARGUMENTS | changes)
-    given = dict(train_dataset=rows, processing_class=tiny.tokenizer(), ref_model=tiny.model("olmo2", seed=1))
-    return DPOTrainer(tiny.model("olmo2"), args=args, callbacks=callbacks, **given)
-
-
-def grpo_trainer(folder: Path, callbacks: list[Any], **changes: Any) -> Trainer:
-    rows = Dataset.from_dict({"prompt": tiny.texts(32, words=6)})
-    args = GRPOConfig(str(folder), num_generations=2, max_completion_length=6, **ARGUMENTS | changes)
-    rewards = lambda completions, **_: [float(len(set(text.split()))) for text in completions]
-    given = dict(train_dataset=rows, processing_class=tiny.tokenizer(), reward_funcs=rewards)
-    return GRPOTrainer(tiny.model("olmo2"), args=args, callbacks=callbacks, **given)
-
-
-MAKERS = {"Trainer": plain, "SFTTrainer": sft_trainer, "DPOTrainer": dpo_trainer, "GRPOTrainer": grpo_trainer}
-
-
 class Module(L.LightningModule):
     def __init__(self, seen: Seen, shard: bool) -> None:
         super().__init__()
@@ -203,7 +167,11 @@ def train(name: str, folder: Path, ours: list[Any]) -> Seen:
         seen.end(module.model)
         return seen
     with replicated() if how == "ddp" else nullcontext():
-        trainer = MAKERS[who](folder, [*ours, Keeper(seen)], bf16=bool(precision))
+        changes = dict(
+            max_steps=3, learning_rate=5e-3, gradient_checkpointing=who == "SFTTrainer", bf16=bool(precision)
+        )
+        make = {"Trainer": make_trainer, **MAKERS}[who]
+        trainer = make(folder, [*ours, Keeper(seen)], tiny.model("olmo2"), **changes)
         seen.watch(trainer.model)
         trainer.train()
     seen.rows = trainer.state.log_history

@@ -5,7 +5,6 @@ All scenarios of `distributed_worker` run in one pair of processes; tests hold t
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import launcher
@@ -40,21 +39,18 @@ def test_two_give_what_one_gives(two: list[dict[str, Any]], name: str) -> None:
 
 
 @pytest.mark.fault
-def test_non_finite_rows_of_one_process_are_known_to_both(
-    two: list[dict[str, Any]], tally: Callable[..., None]
-) -> None:
+def test_non_finite_rows_of_one_process_are_known_to_both(two: list[dict[str, Any]]) -> None:
     first, second = (process["not finite"] for process in two)
     assert first["records"] == second["records"] == worker.spoilt_row()["records"]
     assert first["records"][0]["metrics"]["rankme"] is None
     assert first["records"][0]["reasons"]["rankme"] == "3 of 40 rows are not finite"
     assert first["warnings"] == ["geometry has no value at step 0: 3 of 40 rows are not finite; training goes on"]
     assert second["warnings"] == []
-    tally("states of one process that are not finite")
 
 
 @pytest.mark.fault
 @pytest.mark.parametrize("name", list(worker.MEMORY))
-def test_out_of_memory_on_one_halves_both(two: list[dict[str, Any]], name: str, tally: Callable[..., None]) -> None:
+def test_out_of_memory_on_one_halves_both(two: list[dict[str, Any]], name: str) -> None:
     """Also where memory runs out behind the pass: before any process has begun to exchange what it has."""
     first, second = (process[name] for process in two)
     assert first == second
@@ -64,24 +60,21 @@ def test_out_of_memory_on_one_halves_both(two: list[dict[str, Any]], name: str, 
         assert (got["batch_size"], whole["batch_size"]) == (2, 8)
         assert got["notes"] == [f"out of memory: batch_size halved to {size}" for size in (4, 2)]
         assert got["metrics"] == pytest.approx(whole["metrics"], rel=1e-6)
-    tally("memory of one process")
 
 
 @pytest.mark.fault
-def test_both_end_where_one_is_told_to(two: list[dict[str, Any]], tally: Callable[..., None]) -> None:
+def test_both_end_where_one_is_told_to(two: list[dict[str, Any]]) -> None:
     """Not begun, given up whole, taken when it is due again, and then as ever."""
     assert [process["stopped"] for process in two] == [[2, 0, 0, 2, 2]] * 2
-    tally("SIGTERM on one process", injected=2, survived=2)
 
 
 @pytest.mark.fault
-def test_failure_on_one_is_a_failure_of_both(two: list[dict[str, Any]], tally: Callable[..., None]) -> None:
+def test_failure_on_one_is_a_failure_of_both(two: list[dict[str, Any]]) -> None:
     first, second = (process["failure"] for process in two)
     assert (first["failed"], second["failed"]) == (0, 0)
     assert "another process failed to measure" in first["warnings"][0]
     assert "KeyError: 'injected'" in second["warnings"][0]
     assert first["later"] == second["later"] == pytest.approx(worker.fails_and_goes_on()["later"], rel=1e-9)
-    tally("failure on one process")
 
 
 def test_the_first_process_decides_within_the_budget(two: list[dict[str, Any]]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ def plain_reading(completion: str) -> int | None:
 
 
 @SIZES
-def test_integer_answers(tally: Callable[..., None], count: int) -> None:
+def test_integer_answers(count: int) -> None:
     verifier = VERIFIERS["integer"]()
 
     def check(pieces: list[str]) -> None:
@@ -50,7 +49,7 @@ def test_integer_answers(tally: Callable[..., None], count: int) -> None:
         assert verifier.reward([completion], ["5"]) == [float(answer == 5)]
 
     pieces = st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=9)
-    survive(tally, "hostile answer", pieces, check, count)
+    survive(pieces, check, count)
 
 
 LATEX = [
@@ -60,7 +59,7 @@ LATEX = [
 
 
 @pytest.mark.parametrize("count", [15, pytest.param(700, marks=pytest.mark.slow)])
-def test_mathematical_answers(tally: Callable[..., None], count: int) -> None:
+def test_mathematical_answers(count: int) -> None:
     """A reward is 0 or 1 whatever is written, and the next plain answer is judged rightly."""
     verifier = math_verifier(seconds=1)
     for seed in range(count):
@@ -70,7 +69,6 @@ def test_mathematical_answers(tally: Callable[..., None], count: int) -> None:
         assert reward == 0.0 or (reward == 1.0 and ("5" in completion or "9" in completion)), completion
         assert isinstance(verifier.read(completion), str | None)
     assert verifier.reward(["Answer: 5", "Answer: 6"], ["5", "5"]) == [1.0, 0.0]
-    tally("hostile answer", count, count)
 
 
 CELLS: Any = st.none() | st.integers() | st.floats() | st.text(max_size=6) | st.lists(st.text(max_size=2), max_size=2)
@@ -79,7 +77,7 @@ COLUMNS = ["prompt", "completion", "chosen", "rejected", "instruction", "input",
 
 
 @SIZES
-def test_rows_of_post_training(tally: Callable[..., None], count: int) -> None:
+def test_rows_of_post_training(count: int) -> None:
     def check(rows: list[dict[str, Any]]) -> None:
         for reader in (to_pairs, to_preferences, to_problems):
             try:
@@ -92,7 +90,7 @@ def test_rows_of_post_training(tally: Callable[..., None], count: int) -> None:
 
     columns = st.sets(st.sampled_from(COLUMNS), min_size=1, max_size=4)
     rows = columns.flatmap(lambda names: st.lists(st.fixed_dictionaries(dict.fromkeys(names, CELLS)), max_size=3))
-    survive(tally, "hostile text", rows, check, count)
+    survive(rows, check, count)
 
 
 VALUES = st.integers().map(str) | st.floats().map(str) | st.text(st.characters(codec="utf-8"), max_size=6)
@@ -101,7 +99,7 @@ DEFAULTS = vars(StageSettings())
 
 
 @SIZES
-def test_settings(tally: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str], count: int) -> None:
+def test_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str], count: int) -> None:
     """A value of the right type, or one line of error."""
     parser = RecipeParser(StageSettings, prog="recipe")
 
@@ -116,4 +114,4 @@ def test_settings(tally: Callable[..., None], tmp_path: Path, capsys: pytest.Cap
         assert capsys.readouterr().err.startswith("recipe: error: ")
 
     names = st.sampled_from([*DEFAULTS, "threds"])
-    survive(tally, "hostile configuration", st.dictionaries(names, VALUES, max_size=3), check, count)
+    survive(st.dictionaries(names, VALUES, max_size=3), check, count)

@@ -59,9 +59,6 @@ def test_weights_are_saved_and_are_not_those_of_the_start(chain: dict[str, Path]
     assert not any(torch.equal(start[name], end[name]) for name in start if name.endswith("weight"))
     tokenizer = AutoTokenizer.from_pretrained(chain[recipe] / "model")
     assert tokenizer.get_vocab() == AutoTokenizer.from_pretrained(chain["base"] / "tokenizer").get_vocab()
-    finished = json.loads((chain[recipe] / "finished.json").read_text())
-    assert (finished["device"], finished["processes"]) == ("CPU", 1)
-    assert finished["train_rows"] > 10
 
 
 def test_stages_hang_together(chain: dict[str, Path]) -> None:
@@ -79,7 +76,8 @@ def test_rows_come_from_the_parts_that_were_split_for_them(chain: dict[str, Path
     """The base was pretrained on none of the text that later stages train or are tested on."""
     parts = corpus.Corpus.load(chain["base"] / "corpus")
     write = {part: to_pairs(write_rows(parts.texts(part))) for part in ("sft", "preference", "id_test")}
-    assert json.loads((chain["sft"] / "finished.json").read_text())["train_rows"] == len(write["sft"])
+    finished = json.loads((chain["sft"] / "finished.json").read_text())
+    assert (finished["train_rows"], finished["device"], finished["updates"]) == (len(write["sft"]), "CPU", 4)
     for file, part in (("pairs_train.jsonl", "preference"), ("pairs_test.jsonl", "id_test")):
         prompts = {row["prompt"] for row in micro.lines_of(chain["dpo"] / file)}
         assert prompts

@@ -1,4 +1,4 @@
-"""The page of a report: its tables, hostile text on it, a browser that opens it; and the command that writes it."""
+"""The page of a report: its tables, hostile text on it; and the command that writes it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ import hashlib
 import math
 import sys
 import xml.etree.ElementTree as ElementTree
-from contextlib import closing
 from pathlib import Path
-from subprocess import run as run_process
 
 import pytest
 import scipy.stats
-from browser import BINARY, Browser
 from run_folders import STEPS, Page, rankme, write_loss, write_run
 
 from geomcallbacks.cli import main
@@ -89,29 +86,6 @@ def test_hostile_text_in_figures_is_drawn_as_it_stands(hostile: Path) -> None:
     assert plain("a\nb\x00$", 3) == "a …"
 
 
-@pytest.mark.skipif(BINARY is None, reason="no Chromium here")
-def test_a_browser_opens_the_page_without_errors_or_requests(hostile: Path, tmp_path: Path) -> None:
-    with closing(Browser(tmp_path / "profile")) as browser:
-        for width in (1280, 390):
-            seen = browser.visit(hostile, width)
-            assert seen.messages == []
-            assert set(seen.requests) == {hostile.as_uri(), "data:image/svg+xml;"}
-            assert seen.width <= width
-            assert seen.images == [True] * 11
-            assert HOSTILE in seen.text
-            assert "Behaviour beside the geometry" in seen.text
-        page = tmp_path / "bad.html"  # whose faults would have been seen
-        page.write_text(
-            '<meta name="viewport" content="width=device-width"><div style="width: 900px">x</div>'
-            '<img src="http://127.0.0.1:9/x.png"><script>throw new Error("broken")</script>'
-        )
-        seen = browser.visit(page, 390)
-        assert seen.width >= 900
-        assert "http://127.0.0.1:9/x.png" in seen.requests
-        assert any("broken" in message for message in seen.messages)
-        assert seen.images == [False]
-
-
 def test_the_command_says_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, out = write_run(tmp_path / "a", numbers={"memorisation/rho": 0.1}).parent, tmp_path / "o"
     assert main(["report", str(run), "--out", str(out), "--format", "svg", "--title", "Mine"]) == 0
@@ -122,23 +96,12 @@ def test_the_command_says_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFi
         f"page      {out / 'index.html'}",
     ]
     assert "<title>Mine</title>" in (out / "index.html").read_text()
-    assert main(["report", str(tmp_path / "b")]) == 2
-    assert f"{tmp_path / 'b'} does not exist" in capsys.readouterr().err
 
 
-def test_nothing_heavy_is_imported_early_and_what_is_missing_is_named_with_the_remedy(tmp_path: Path) -> None:
-    file = write_run(tmp_path / "a")
-    code = """
-import sys, geomcallbacks.report
-from geomcallbacks.cli import main
-print({"matplotlib", "jinja2", "pandas"} & set(sys.modules))
-for name in ("matplotlib", "jinja2"):
-    sys.modules[name] = None  # as if it were not installed
-    print(main(["report", sys.argv[1]]))
-    del sys.modules[name]
-"""
-    command = [sys.executable, "-c", code, str(file)]
-    done = run_process(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
-    assert done.stdout.split("\n") == ["set()", "2", "2", ""]
-    said = "geomcallbacks report: a report needs {}: pip install 'geomcallbacks[report]'"
-    assert done.stderr.splitlines() == [said.format("matplotlib"), said.format("jinja2")]
+@pytest.mark.parametrize("name", ["matplotlib", "jinja2"])
+def test_what_is_not_installed_is_named_with_the_remedy(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
+    assert main(["report", str(write_run(tmp_path / "a"))]) == 2
+    assert f"a report needs {name}: pip install 'geomcallbacks[report]'" in capsys.readouterr().err

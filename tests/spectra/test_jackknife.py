@@ -1,4 +1,4 @@
-"""Intervals against a jackknife written out in NumPy, and against how often they hold the truth."""
+"""Intervals against a jackknife written out in NumPy."""
 
 from __future__ import annotations
 
@@ -37,21 +37,6 @@ def test_against_the_reference(n: int, d: int, per_row: int) -> None:
         reach = quantile * np.sqrt(19.0 * values.var())
         assert (low + high) / 2 == pytest.approx(whole[name], rel=1e-9)
         assert (high - low) / 2 == pytest.approx(reach, rel=1e-5)
-
-
-def test_interval_holds_the_truth_as_often_as_it_says() -> None:
-    """Trace of a 4-dimensional normal cloud, 120 times: 95 % of 120 are 114, and 105 is four deviations below."""
-    rng = np.random.default_rng(0)
-    held = 0
-    for _ in range(120):
-        low, high = jackknife(store(rng.standard_normal((100, 4))), (1, 3))["trace"]
-        held += low < 4.0 < high
-    assert 105 <= held < 120
-
-
-def test_order_of_the_batches_does_not_matter() -> None:
-    rows_nd, order = reference.features(60, 8), np.random.default_rng(1).permutation(60)
-    assert jackknife(store(rows_nd), WINDOW) == jackknife(store(rows_nd[order], order), WINDOW)
 
 
 def test_correlated_features_of_one_row_are_left_out_together() -> None:

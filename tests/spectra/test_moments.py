@@ -61,14 +61,6 @@ def test_parts_with_means_far_apart() -> None:
     assert_whole(store, rows_nd)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_low_precision_rows_are_added_in_float64(dtype: torch.dtype) -> None:
-    rows_nd, store = rows(3.0).to(dtype), Moments(D)
-    for batch_bd in rows_nd.split(10):
-        store.update(batch_bd)
-    assert_whole(store, rows_nd.to(torch.float64))
-
-
 def test_a_device_without_float64_leaves_the_arithmetic_to_the_cpu() -> None:
     rows_nd, store = rows(3.0), Moments(D, "mps")
     store.update(rows_nd)

@@ -54,19 +54,6 @@ def test_low_precision_features(shape: tuple[int, int], dtype: torch.dtype, tole
     assert got == pytest.approx(reference.describe(exact_nd, WINDOW), rel=tolerance)
 
 
-def test_wide_features() -> None:
-    features_nd = reference.features(260, 2560, mean=1e4)
-    wanted = reference.describe(features_nd, (11, 100))
-    assert described(torch.from_numpy(features_nd), (11, 100)) == pytest.approx(wanted, rel=1e-9)
-
-
-@pytest.mark.parametrize(("n", "reading"), [(256, 95), (1024, 146)])
-def test_sample_size_bias_of_the_design_page(n: int, reading: int) -> None:
-    """One draw of n rows; its own spread is some 3 %."""
-    rows_nd = torch.randn(n, 1024, dtype=torch.float64) * torch.arange(1, 1025, dtype=torch.float64) ** -0.5
-    assert describe(spectrum_of_rows(rows_nd), (11, 100))[0]["rankme"] == pytest.approx(reading, rel=0.1)
-
-
 def test_flat_spectrum_has_no_r2() -> None:
     values, reasons = describe(spectrum_of_rows(0.3 * torch.from_numpy(scipy.linalg.hadamard(128)[:, 1:])), (11, 100))
     assert values["rankme"] == pytest.approx(127, rel=1e-12)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -17,66 +15,59 @@ import pytest
 import tiny
 import torch
 from huggingface_hub import constants
+from run_folders import live
 
 from geomcallbacks import read_records
 from geomcallbacks.cli import main
 from geomcallbacks.metrics import METRIC_NAMES
-from geomcallbacks.trace import ProbeSource, Reading, trace, tracer
-from geomcallbacks.trace.checkpoints.hub import Hub
+from geomcallbacks.trace import Reading, trace, tracer
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = {"alpha_window": tiny.WINDOW, "batch_size": 16}
+CPU = Reading(device="cpu")
 
 
 def command(*arguments: object, **environment: str) -> subprocess.Popen[str]:
     """The command line in a process of its own."""
-    own = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    env = {key: value for key, value in os.environ.items() if key not in own}
-    env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", "geomcallbacks", "trace", *map(str, arguments)],
-        env=env | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=ROOT, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
 def test_a_stopped_trace_goes_on_and_a_broken_checkpoint_is_tried_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for revision, seed in (("step0", 0), ("step8", 1), ("step64", 2)):
-        hub_cache.add_revision(tmp_path, "org/x", revision, hub_cache.model_files(seed))
-    broken = hub_cache.snapshots(tmp_path, "org/x") / hub_cache.commit_of("org/x", "step8") / "model.safetensors"
+    run = live(tmp_path, (0, 8, 64))
+    broken, out = run / "checkpoint-8" / "model.safetensors", run / "geometry-trace.jsonl"
     whole = broken.read_bytes()
-    broken.resolve().write_bytes(whole[: len(whole) // 2])
-    out = tmp_path / "x-geometry.jsonl"
-    arguments = {"probes": tiny.probe(), "settings": SETTINGS, "out": out, "reading": Reading(cache_dir=str(tmp_path))}
-    summary = trace("org/x", revisions="step0,step8,step64", **arguments)
-    assert (summary.exit_status, list(summary.failed)) == (1, ["org/x@step8"])
-    assert "org/x@step8 was not measured (SafetensorError" in capsys.readouterr().err
+    broken.write_bytes(whole[: len(whole) // 2])
+    summary = trace(run, reading=CPU)
+    assert (summary.exit_status, len(summary.failed), summary.path) == (1, 1, out)
+    assert "@checkpoint-8 was not measured (SafetensorError" in capsys.readouterr().err
     kept = out.read_text().splitlines()
     kinds = [(line["kind"], line.get("step")) for line in map(json.loads, kept)]
     assert kinds == [("header", None), ("record", 0), ("skip", 8), ("record", 64)]
 
-    broken.resolve().write_bytes(whole)
-    again = trace("org/x", revisions="all", **arguments)
-    assert (again.measured, again.before, again.exit_status) == (["org/x@step8"], 2, 0)
+    broken.write_bytes(whole)
+    again = trace(run, reading=CPU)
+    assert (again.measured, again.before, again.exit_status) == ([f"{run.name}@checkpoint-8"], 2, 0)
     now = out.read_text().splitlines()
     assert [now[0], now[1], now[3]] == [kept[0], kept[1], kept[3]]  # measured once, untouched since
     assert [record["step"] for record in read_records(out)] == [0, 8, 64]
-    assert trace("org/x", revisions="all", **arguments).measured == []
+    assert trace(run, reading=CPU).measured == []
 
 
 def test_a_killed_process_loses_and_repeats_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    probe, out, hub = tmp_path / "probe.safetensors", tmp_path / "g.jsonl", tmp_path / "hub"
+    probe, out = tmp_path / "probe.safetensors", tmp_path / "g.jsonl"
     tiny.probe(300, 60).save(probe)  # row by row slow enough to be met in the middle
     for seed in range(7):
-        hub_cache.add_revision(hub, "org/slow", f"step{seed}", hub_cache.model_files(seed))
-    arguments = ["org/slow", "--revisions", "all", "--probe", probe, "--alpha-window", 2, 8, "--out", out]
-    arguments = [*map(str, arguments), "--batch-size", "1", "--device", "cpu"]
-    process = command(*arguments, HF_HUB_CACHE=str(hub))
-    deadline = time.monotonic() + 200
-    while (not out.exists() or not read_records(out)) and time.monotonic() < deadline:
+        tiny.model(seed=seed).save_pretrained(tmp_path / "slow" / f"checkpoint-{seed}")
+    options = ("--probe", probe, "--alpha-window", 2, 8, "--out", out, "--batch-size", 1, "--device", "cpu")
+    arguments = [*map(str, (tmp_path / "slow", *options))]
+    process = command(*arguments)
+    while not out.exists() or not read_records(out):
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
     process.kill()
@@ -88,15 +79,12 @@ def test_a_killed_process_loses_and_repeats_nothing(
 
     def stopped(plan: Any, model: torch.nn.Module, checkpoint: Any, path: Path) -> Any:
         if checkpoint.step > len(seen):
-            signal.raise_signal(signal.SIGINT)  # as Ctrl-C does
+            raise KeyboardInterrupt
         return measure(plan, model, checkpoint, path)
 
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub))
-    kept = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
     with monkeypatch.context() as patched:
         patched.setattr(tracer, "geometry_lines", stopped)
         assert main(["trace", *arguments]) == 130
-    signal.signal(signal.SIGINT, kept)
     assert "the same command goes on" in capsys.readouterr().err
     again = read_records(out)
     assert again[: len(seen)] == seen
@@ -107,71 +95,25 @@ def test_a_killed_process_loses_and_repeats_nothing(
     assert read_records(out)[: len(again)] == again
 
 
-def test_a_moved_run_and_its_checkpoints_folder_go_on(tmp_path: Path) -> None:
-    tiny.probe().save(tmp_path / "probe.safetensors")
-    for step in (1, 2):
-        tiny.model(seed=step).save_pretrained(tmp_path / "old" / "checkpoints" / f"step-{step}")
-    arguments = {
-        "probes": ProbeSource(str(tmp_path / "probe.safetensors")),
-        "settings": SETTINGS,
-        "reading": Reading(device="cpu"),
-    }
-    assert len(trace(tmp_path / "old", **arguments).measured) == 2
-    (tmp_path / "old").rename(tmp_path / "new")
-    assert trace(tmp_path / "new", **arguments).before == 2
-    assert trace(tmp_path / "new" / "checkpoints", **arguments).before == 2
-
-
 def test_two_processes_share_the_checkpoints_and_write_one_file(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    probe, folder = tmp_path / "probe.safetensors", tmp_path / "run"
-    tiny.probe().save(probe)
-    for seed in range(5):
-        tiny.model(seed=seed).save_pretrained(folder / f"checkpoint-{seed * 10}")
-    (folder / "checkpoint-10" / "config.json").write_text("{}")  # broken: the second process's first
-    arguments = [folder, "--probe", f"held={probe}", "--alpha-window", 2, 8, "--device", "cpu"]
-    two = [*arguments, "--out", tmp_path / "two.jsonl"]
-    other = command(*two, RANK="1", WORLD_SIZE="2", LOCAL_RANK="1")
-    with pytest.MonkeyPatch.context() as patched:  # the first is this one
-        for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
-            patched.setenv(name, value)
-        assert main(["trace", *map(str, two)]) == 0
+    run, both = live(tmp_path / "run", range(0, 50, 10)), tmp_path / "both.jsonl"
+    (run / "checkpoint-10" / "config.json").write_text("{}")  # broken: the second process's first
+    arguments = [*map(str, (run, "--out", both, "--device", "cpu"))]
+    other = command(*arguments, RANK="1", WORLD_SIZE="2", LOCAL_RANK="1")
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():  # the first is this one
+        monkeypatch.setenv(name, value)
+    assert main(["trace", *arguments]) == 0
     out, error = other.communicate(timeout=240)
     assert other.returncode == 1, error[-3000:]
     assert "1 measured, 0 before, 1 failed" in out
     assert "3 measured, 0 before, 0 failed" in capsys.readouterr().out
-    assert main(["trace", *map(str, arguments), "--out", str(tmp_path / "one.jsonl")]) == 1
-    found, one = read_records(tmp_path / "two.jsonl"), read_records(tmp_path / "one.jsonl")
-    assert [record["step"] for record in found] == [0, 20, 30, 40]
-    for name in METRIC_NAMES:
-        assert [record[name] for record in found] == [record[name] for record in one]
+    found, alone = read_records(both), read_records(run / "geometry.jsonl")
+    del alone[1]
+    for name in ("step", *METRIC_NAMES):
+        assert [record[name] for record in found] == [record[name] for record in alone]
     assert not list(tmp_path.glob(".*"))  # no scratch file is left
-
-
-def test_the_next_checkpoint_is_fetched_while_one_is_measured(
-    read: Reading, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = {name: threading.Event() for name in ("step0", "step8", "step1000")}
-    fetch = Hub.fetch
-
-    def seen(self: Hub, model: str, revision: str, **more: bool) -> Path:
-        asked[revision].set()
-        return fetch(self, model, revision, **more)
-
-    ahead: list[bool] = []
-    following = iter(["step8", "step1000"])
-
-    def measure(model: torch.nn.Module) -> dict[str, float]:
-        name = next(following, None)
-        if name is not None:
-            ahead.append(asked[name].wait(30))
-        return {"one": 1.0}
-
-    monkeypatch.setattr(Hub, "fetch", seen)
-    arguments = {"settings": SETTINGS, "out": tmp_path / "g.jsonl", "reading": read, "measures": {"wait": measure}}
-    trace("org/neox", revisions="all", probes=tiny.probe(), **arguments)
-    assert ahead == [True, True]
 
 
 @pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
@@ -190,8 +132,6 @@ def test_revisions_are_listed_fetched_and_evicted(
     kept = hub_cache.add_revision(cache, "org/x", "step10", revisions["step10"])
     fetched = hub_cache.serve(monkeypatch, "org/x", revisions | {"main": revisions["step1000"]})
     arguments = [*map(str, ("--probe", probe, "--alpha-window", 2, 8, "--out", out, "--evict", "--device", "cpu"))]
-    assert main(["trace", "org/x", "--revisions", "step11", *arguments]) == 2
-    assert "revision 'step11' is not one of the 5 of org/x: did you mean step1" in capsys.readouterr().err
     assert main(["trace", "org/none", *arguments]) == 2
     assert "'org/none' is no folder here and no model on the hub that you may read" in capsys.readouterr().err
     assert main(["trace", "org/x", "--revisions", "all", *arguments]) == 0

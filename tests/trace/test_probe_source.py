@@ -16,17 +16,19 @@ from geomcallbacks.trace import ProbeSource
 from geomcallbacks.trace.probe_source import labelled
 
 
-def test_files_of_all_kinds_give_the_same_probe(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_all_kinds_give_the_same_probe(
+    source: ProbeSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     pd.DataFrame({"body": tiny.texts(100)}).to_parquet(tmp_path / "t.parquet")
-    ours = ProbeSource(str(texts), rows=50, length=40).build(tiny.tokenizer())
-    assert (ours.input_ids_nt[0, 0], len(ours)) == (1, 50)  # BOS, as the tokenizer adds it
+    ours = source.build(tiny.tokenizer())
+    assert (ours.input_ids_nt[0, 0], len(ours)) == (1, 80)  # BOS, as the tokenizer adds it
     ours.save(tmp_path / "p.safetensors")
-    for name, column in (("t.parquet", "body"), (str(texts.parent), "text"), ("p.safetensors", "text")):
-        other = ProbeSource(str(tmp_path / name), rows=50, length=40, column=column)
+    for name, column in (("t.parquet", "body"), ("texts", "text"), ("p.safetensors", "text")):
+        other = dataclasses.replace(source, source=str(tmp_path / name), column=column)
         assert other.build(tiny.tokenizer()).fingerprint == ours.fingerprint, name
     (tmp_path / "t.txt").write_text("\n".join(tiny.texts(40)))
     assert len(ProbeSource(str(tmp_path / "t.txt"), rows=10, length=40).build(tiny.tokenizer())) == 10
@@ -54,8 +56,7 @@ def test_probes_have_labels() -> None:
     ("changed", "message"),
     [
         ({"source": "missing.jsonl"}, "--probe missing.jsonl: there is no such file"),
-        ({"source": "missing.safetensors"}, "there is no such file"),
-        ({"column": "body"}, r"line 1 has no column 'body' \(--probe-column\): it has \['text'\]"),
+        ({"column": "body"}, r"line 1 has no column 'body' \(--probe-column\), but \['text'\]"),
         ({"rows": 101}, "--probe .* with --probe-rows 101: size=101, but only 100 of 100 texts"),
         ({"length": 16}, "max_length=16 makes no probe: give a whole number of at least 32"),
         ({"source": __file__}, "of no kind that is read: give one of .txt"),
@@ -68,15 +69,14 @@ def test_wrong_probes_are_refused_with_a_remedy(source: ProbeSource, changed: di
 
 
 @pytest.mark.parametrize(
-    ("rows", "message"),
+    ("name", "content", "message"),
     [
-        ('{"text": "w1 w2"}\n{"text": 5}', r"line 2: column 'text' \(--probe-column\) holds a int, not a text"),
-        ('{"text": "w1"}\n{torn', "line 2 is no JSON"),
-        (pd.DataFrame({"text": [1, 2]}), r"row 1: column 'text' .* holds a int"),
+        ("t.jsonl", b'{"text": "w1 w2"}\n{"text": 5}', r"line 2: column 'text' \(--probe-column\) holds a int, not a"),
+        ("t.jsonl", b'{"text": "w1"}\n{torn', "line 2 is no JSON"),
+        ("t.parquet", pd.DataFrame({"text": [1, 2]}).to_parquet(), r"row 1: column 'text' .* holds a int"),
     ],
 )
-def test_a_row_that_is_no_text_is_named(tmp_path: Path, rows: Any, message: str) -> None:
-    file = tmp_path / ("t.jsonl" if isinstance(rows, str) else "t.parquet")
-    file.write_bytes(rows.encode() if isinstance(rows, str) else rows.to_parquet())
+def test_a_row_that_is_no_text_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        ProbeSource(str(file), rows=80, length=40).build(tiny.tokenizer())
+        ProbeSource(str(tmp_path / name), rows=80, length=40).build(tiny.tokenizer())

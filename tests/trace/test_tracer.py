@@ -10,15 +10,17 @@ import hub_cache
 import micro
 import numpy as np
 import pytest
+import reference
 import tiny
 import torch
-from pretrain import PretrainSettings
+from hub_cache import save_model
 from pretrain import main as pretrain
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from geomcallbacks import GeometryMonitor, ProbeSet, read_records, read_spectra
 from geomcallbacks.cli import main
 from geomcallbacks.metrics import METRIC_NAMES
+from geomcallbacks.record import read_lines
 from geomcallbacks.trace import ProbeSource, Reading, trace
 
 SETTINGS = {"alpha_window": tiny.WINDOW, "batch_size": 16}
@@ -29,35 +31,14 @@ def values(record: dict[str, Any]) -> list[float]:
     return [record[name] for name in METRIC_NAMES]
 
 
-def save(folder: Path, seed: int = 0, **changed: Any) -> Path:
-    config = tiny.CONFIGS["gpt_neox"]()
-    for name, value in changed.items():
-        setattr(config, name, value)
-    torch.manual_seed(seed)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set of modules of functions."""
-    rows = [{"text": micro.module_text(seed)} for seed in range(150)]
-    return micro.write_jsonl(tmp_path_factory.mktemp("modules") / "texts.jsonl", rows)
-
-
 @pytest.mark.parametrize(
     "changed",
     [{}, {"architecture": "olmo2", "positions": "all"}, {"precision": "bf16-mixed"}, {"precision": "bf16-true"}],
     ids=str,
 )
-def test_live_equals_traced(modules: Path, tmp_path: Path, changed: dict[str, Any]) -> None:
+def test_live_equals_traced(tmp_path: Path, changed: dict[str, Any]) -> None:
     run = tmp_path / "run"
-    settings: dict[str, Any] = dict(
-        output_dir=str(run), dataset=str(modules), vocab_size=300, hidden_size=16, layers=1, updates=12, batch_size=4,
-        seq_length=16, warmup=4, threads=1, probe_rows=24, probe_length=16, probe_batch=10, positions="4",
-        alpha_first=2, alpha_last=12, accelerator="cpu", wandb="disabled",
-    )  # fmt: skip
-    pretrain(PretrainSettings(**(settings | changed)))
+    pretrain(micro.pretraining(run, micro.write_texts(tmp_path), probe_length=16, probe_batch=10, **changed))
     assert main(["trace", str(run), "--device", "cpu"]) == 0
     live, traced = read_records(run / "geometry.jsonl"), read_records(run / "geometry-trace.jsonl")
     assert len(live) == len(traced) >= 9
@@ -74,35 +55,32 @@ def test_live_equals_traced(modules: Path, tmp_path: Path, changed: dict[str, An
 
 
 def test_revisions_of_the_cache_are_measured_as_an_independent_reference_does(
-    cache: Path, read: Reading, tmp_path: Path, source: ProbeSource
+    tmp_path: Path, source: ProbeSource
 ) -> None:
-    out = tmp_path / "neox.jsonl"
-    summary = trace("org/neox", revisions="all", probes=source, settings=SETTINGS, out=out, reading=read)
-    assert summary.measured == ["org/neox@step0", "org/neox@step8", "org/neox@step1000"]
+    add = lambda step: hub_cache.add_revision(tmp_path, "org/x", f"step{step}", hub_cache.model_files(step))
+    folders = {step: add(step) for step in (0, 8, 1000)}
+    out, reading = tmp_path / "x.jsonl", Reading(cache_dir=str(tmp_path), device="cpu")
+    summary = trace("org/x", revisions="all", probes=source, settings=SETTINGS, out=out, reading=reading)
+    assert summary.measured == ["org/x@step0", "org/x@step8", "org/x@step1000"]
     records = read_records(out)
     probe = source.build(tiny.tokenizer())
     assert {(r["precision"], r["fingerprint"]) for r in records} == {("fp32", probe.fingerprint)}
-    for record, step in zip(records, (0, 8, 1000), strict=True):
-        assert (record["model"], record["revision"], record["step"]) == ("org/neox", f"step{step}", step)
-        folder = hub_cache.snapshots(cache, "org/neox") / hub_cache.commit_of("org/neox", f"step{step}")
+    for record, (step, folder) in zip(records, folders.items(), strict=True):
+        assert (record["model"], record["revision"], record["step"]) == ("org/x", f"step{step}", step)
         model = AutoModelForCausalLM.from_pretrained(folder).eval()
         with torch.no_grad():
             rows = [
                 model(ids[None, :length], output_hidden_states=True).hidden_states[-1][0, -1]
                 for ids, length in zip(probe.input_ids_nt, probe.lengths_n, strict=True)
             ]
-        features = torch.stack(rows).double().numpy()
-        eigenvalues = np.linalg.eigvalsh(np.cov(features.T))[::-1]
-        share = eigenvalues[eigenvalues > 0] / eigenvalues.sum()
-        assert record["rankme"] == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-5)
-        ranks = np.arange(tiny.WINDOW[0], tiny.WINDOW[1] + 1)
-        slope = np.polyfit(np.log(ranks), np.log(eigenvalues[ranks - 1]), 1, w=np.sqrt(1 / ranks))[0]
-        assert record["alpha_req"] == pytest.approx(-slope, rel=1e-4)
+        expected = reference.describe(torch.stack(rows).double().numpy(), tiny.WINDOW)
+        assert {name: record[name] for name in METRIC_NAMES} == pytest.approx(expected, rel=1e-5)
 
 
 def test_several_models_are_one_curve_and_one_that_does_not_fit_is_passed_over(tmp_path: Path) -> None:
-    models = [save(tmp_path / "sft" / "final"), save(tmp_path / "b" / "final", hidden_size=8)]
-    models.append(save(tmp_path / "dpo" / "final", 1))
+    models = [save_model(tmp_path / name / "final", seed) for seed, name in enumerate(("sft", "b", "dpo"))]
+    config = AutoConfig.from_pretrained(models[1], hidden_size=8)
+    AutoModelForCausalLM.from_config(config).save_pretrained(models[1])
     probes, settings = {"a": tiny.probe(), "b": tiny.probe(70, 16)}, {"alpha_window": (2, 12)}
     for before in (0, 2):  # the second start meets the misfit first
         summary = trace(models, probes=probes, settings=settings, out=tmp_path / "g.jsonl", reading=CPU)
@@ -110,12 +88,14 @@ def test_several_models_are_one_curve_and_one_that_does_not_fit_is_passed_over(t
         assert (len(summary.failed), summary.before) == (1, before)
     monitor = GeometryMonitor(probes, **settings)
     expected = [
-        (2 * seed, str(models[2 * seed]), record.probe, pytest.approx(record.metrics["rankme"], rel=1e-6))
-        for seed in (0, 1)
+        (seed, str(models[seed]), record.probe, pytest.approx(record.metrics["rankme"], rel=1e-6))
+        for seed in (0, 2)
         for record in monitor.measure(tiny.model(seed=seed), 0)
     ]
     records = read_records(tmp_path / "g.jsonl")
     assert [(r["step"], r["model"], r["probe"], r["rankme"]) for r in records] == expected
+    # They are trained from one another: only the first can have been random.
+    assert read_lines(tmp_path / "g.jsonl")[0]["settings"]["from_scratch"] is False
 
 
 def test_what_is_torn_or_not_finite_is_no_measurement(tmp_path: Path) -> None:
@@ -136,22 +116,18 @@ def test_what_is_torn_or_not_finite_is_no_measurement(tmp_path: Path) -> None:
     assert values(records[-1]) == [live[0].metrics[name] for name in METRIC_NAMES]
 
 
-def test_a_model_without_a_tokenizer_is_told_how_to_get_one(
-    cache: Path, read: Reading, tmp_path: Path, source: ProbeSource
-) -> None:
-    arguments = {"probes": source, "settings": SETTINGS, "out": tmp_path / "m.jsonl"}
+def test_a_model_without_a_tokenizer_is_told_how_to_get_one(tmp_path: Path, source: ProbeSource) -> None:
+    tiny.model().save_pretrained(tmp_path / "mute")
     with pytest.raises(ValueError, match=r"has no tokenizer: give one with --tokenizer FOLDER"):
-        trace("org/mute", reading=read, **arguments)
-    tiny.tokenizer().save_pretrained(tmp_path / "words")
-    given = Reading(cache_dir=str(cache), tokenizer=str(tmp_path / "words"))
-    assert trace("org/mute", reading=given, **arguments).measured == ["org/mute@main"]
-    trace("org/mute", reading=read, **(arguments | {"probes": tiny.probe(), "out": tmp_path / "n.jsonl"}))  # needs none
+        trace(tmp_path / "mute", probes=source, settings=SETTINGS, reading=CPU)
+    given = Reading(device="cpu", tokenizer=str(save_model(tmp_path / "words")))
+    assert trace(tmp_path / "mute", probes=source, settings=SETTINGS, reading=given).measured == ["mute@mute"]
 
 
 def test_a_probe_in_another_vocabulary_is_refused(tmp_path: Path, source: ProbeSource) -> None:
     # A later checkpoint whose tokens of the same numbers are other words: the same size hides it from a look at ids.
     for step in (1, 2):
-        tiny.tokenizer().save_pretrained(save(tmp_path / "two" / "checkpoints" / f"step-{step}", step))
+        save_model(tmp_path / "two" / "checkpoints" / f"step-{step}", step)
     file = tmp_path / "two" / "checkpoints" / "step-2" / "tokenizer.json"
     file.write_text(file.read_text().replace('"w7"', '"seven"'))
     summary = trace(tmp_path / "two", probes=source, settings=SETTINGS, reading=CPU)
@@ -159,34 +135,29 @@ def test_a_probe_in_another_vocabulary_is_refused(tmp_path: Path, source: ProbeS
     assert "another vocabulary than the probe: token 11 is 'seven' there, and 'w7'" in summary.failed["two@step-2"]
 
 
-class Norm:
-    """The size of the embedding."""
-
-    fingerprint = "n0rm"
-
-    def __call__(self, model: torch.nn.Module) -> dict[str, float]:
-        assert not model.training
-        return {"embedding": float(model.get_input_embeddings().weight.detach().double().norm())}  # type: ignore[operator]
+def norm(model: torch.nn.Module) -> dict[str, float]:
+    assert not model.training
+    return {"embedding": float(model.get_input_embeddings().weight.detach().double().norm())}  # type: ignore[operator]
 
 
-def test_behaviour_is_measured_beside_geometry_and_goes_on_by_itself(read: Reading, tmp_path: Path) -> None:
-    out = tmp_path / "x-geometry.jsonl"
-    first = {"revisions": "all", "probes": tiny.probe(), "settings": SETTINGS, "out": out, "reading": read}
-    trace("org/neox", **(first | {"revisions": "step0"}))
+def test_behaviour_is_measured_beside_geometry_and_goes_on_by_itself(tmp_path: Path) -> None:
+    for step in (0, 8, 1000):
+        save_model(tmp_path / f"checkpoint-{step}", step)
+    arguments = {"probes": tiny.probe(), "settings": SETTINGS, "reading": CPU}
+    trace(tmp_path, revisions="checkpoint-0", **arguments)
     made: list[Any] = []
 
-    def measures(tokenizer: Any, probes: Mapping[str, ProbeSet], settings: Any) -> dict[str, Norm]:
+    def measures(tokenizer: Any, probes: Mapping[str, ProbeSet], settings: Any) -> dict[str, Any]:
         assert (probes.keys(), settings.alpha_window) == ({"probe"}, tiny.WINDOW)
         made.append(tokenizer)
-        return {"norm": Norm()}
+        return {"norm": norm}
 
-    summary = trace("org/neox", measures=measures, **first)
-    assert summary.behaviour == tmp_path / "x-behaviour.jsonl"
-    assert summary.before == 0  # step0 lacked its behaviour
+    summary = trace(tmp_path, measures=measures, **arguments)
+    assert summary.before == 0  # checkpoint-0 lacked its behaviour
     assert made[0].convert_ids_to_tokens(4) == "w0"
-    found = read_records(tmp_path / "x-behaviour.jsonl")
-    expected = [float(tiny.model(seed=seed).get_input_embeddings().weight.double().norm()) for seed in range(3)]
+    found = read_records(tmp_path / "behaviour-trace.jsonl")
+    expected = [float(tiny.model(seed=n).get_input_embeddings().weight.double().norm()) for n in (0, 8, 1000)]
     assert [record["norm/embedding"] for record in found] == pytest.approx(expected, rel=1e-12)
-    assert [(r["step"], r["revision"]) for r in found] == [(n, f"step{n}") for n in (0, 8, 1000)]
-    assert len(read_records(out)) == 3
-    assert trace("org/neox", measures=measures, **first).before == 3
+    assert [(r["step"], r["revision"]) for r in found] == [(n, f"checkpoint-{n}") for n in (0, 8, 1000)]
+    assert len(read_records(tmp_path / "geometry-trace.jsonl")) == 3
+    assert trace(tmp_path, measures=measures, **arguments).before == 3

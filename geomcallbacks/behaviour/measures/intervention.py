@@ -21,9 +21,9 @@ from geomcallbacks.behaviour.logprobs import TargetBatch, logits_of, logprobs_of
 from geomcallbacks.behaviour.measures.accuracy import accuracy_of, option_batches
 from geomcallbacks.behaviour.rows.choices import Choices
 from geomcallbacks.probe import ProbeSet
-from geomcallbacks.probing.positions import Positions, check_positions, position_count
 from geomcallbacks.reading.device import device_of
 from geomcallbacks.reading.locate import backbone_of
+from geomcallbacks.reading.positions import Positions, check_positions, position_count
 from geomcallbacks.reading.reader import Reader
 from geomcallbacks.spectra.moments import Moments
 

@@ -7,7 +7,7 @@ from concurrent.futures import Future, wait
 from pathlib import Path
 from threading import Thread
 
-from geomcallbacks.trace.checkpoints.find import Checkpoint
+from geomcallbacks.trace.checkpoints.checkpoint import Checkpoint
 from geomcallbacks.trace.checkpoints.hub import Hub
 
 
@@ -15,10 +15,9 @@ def fetch_ahead(
     checkpoints: Sequence[Checkpoint], hub: Hub, *, evict: bool
 ) -> Iterator[tuple[Checkpoint, Future[Path]]]:
     """Give each checkpoint, and its folder or file once that is there; `evict`: delete it after its turn."""
-    ahead = _in_background(checkpoints[0], hub) if checkpoints else None
+    ahead: Future[Path] | None = None
     for place, checkpoint in enumerate(checkpoints, start=1):
-        assert ahead is not None
-        current = ahead
+        current = ahead or _in_background(checkpoint, hub)
         wait([current])
         if evict:  # while nothing is being fetched: revisions share files
             hub.evict(keep=(checkpoint.model, checkpoint.revision))

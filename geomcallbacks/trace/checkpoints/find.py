@@ -6,10 +6,11 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
-from geomcallbacks.trace.checkpoints.folders import Found, choose_found, folder_checkpoints
+from geomcallbacks.trace.checkpoints.checkpoint import Checkpoint
+from geomcallbacks.trace.checkpoints.folders import choose_found, folder_checkpoints
 from geomcallbacks.trace.checkpoints.hub import Hub
 from geomcallbacks.trace.checkpoints.revisions import choose_names
 from geomcallbacks.trace.checkpoints.steps import place_names
@@ -17,30 +18,6 @@ from geomcallbacks.trace.checkpoints.steps import place_names
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 #: Its branch names do not say: 1,024 rows of 2,048 (Biderman et al. 2023).
 PYTHIA_TOKENS_PER_UPDATE = 1024 * 2048
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """One point of a curve.
-
-    Attributes:
-        model: hub name, or name of the local folder; as it was given, where two of a curve would be called the same.
-        revision: branch, tag or commit on the hub, or the checkpoint's name in its folder.
-        step: where it stands on the curve.
-        tokens: training tokens seen, where known.
-        source: folder or file of the weights; None: they are on the hub.
-        problem: why it cannot be read, where its listing has already shown that.
-    """
-
-    model: str
-    revision: str
-    step: int
-    tokens: int | None = None
-    source: Path | None = None
-    problem: str | None = None
-
-    def __str__(self) -> str:
-        return f"{self.model}@{self.revision}"
 
 
 def find_checkpoints(
@@ -69,15 +46,15 @@ def find_checkpoints(
     if tokens_per_update is not None and tokens_per_update < 1:
         raise ValueError(f"--tokens-per-update {tokens_per_update}: give a positive number of training tokens")
     if len(models) == 1:
-        return _at_steps(*_of_model(models[0], hub, revisions), tokens_per_update)
-    return _at_places([(model, *_of_model(model, hub, revisions)) for model in models])
+        return _at_steps(_of_model(models[0], hub, revisions), tokens_per_update)
+    return _at_places([(model, each) for model in models for each in _of_model(model, hub, revisions)])
 
 
-def _of_model(model: str, hub: Hub, revisions: str | Sequence[str] | None) -> tuple[str, list[Found]]:
-    """Return the name of a model, and those of its checkpoints that were asked for."""
+def _of_model(model: str, hub: Hub, revisions: str | Sequence[str] | None) -> list[Checkpoint]:
+    """Return those checkpoints of a model that were asked for, each at the step of its name."""
     path = Path(model).expanduser()
     if path.exists():
-        return path.resolve().name, choose_found(folder_checkpoints(path), revisions, model)
+        return choose_found(folder_checkpoints(path), revisions, model)
     name, _, own = model.partition("@")
     if not _HUB_NAME.fullmatch(name):
         raise ValueError(f"{model} is no folder, and no hub name such as EleutherAI/pythia-160m: check the path")
@@ -86,40 +63,39 @@ def _of_model(model: str, hub: Hub, revisions: str | Sequence[str] | None) -> tu
     available = hub.revisions(name)
     placed = place_names(available)
     chosen = choose_names(available, own or revisions or "main", name)
-    return name, [Found(revision, *placed.get(revision, (None, None))) for revision in chosen]
+    return [Checkpoint(name, revision, *placed.get(revision, ())) for revision in chosen]
 
 
-def _at_steps(name: str, found: list[Found], tokens_per_update: int | None) -> list[Checkpoint]:
+def _at_steps(found: list[Checkpoint], tokens_per_update: int | None) -> list[Checkpoint]:
     """Return the checkpoints of one model, each at its own step."""
-    per_update = tokens_per_update or (PYTHIA_TOKENS_PER_UPDATE if name.startswith("EleutherAI/pythia-") else None)
     curve = []
     for place, each in enumerate(found):
-        step, tokens = each.step, each.tokens
-        if step is None and len(found) > 1 and each.problem is None:
+        pythia = PYTHIA_TOKENS_PER_UPDATE if each.model.startswith("EleutherAI/pythia-") else None
+        per_update, step, tokens = tokens_per_update or pythia, each.step, each.tokens
+        if each.problem is not None:
+            step = -1 - place  # where none stands that can be measured
+        elif step < 0 and len(found) > 1:
             raise ValueError(
-                f"{name}: {each.revision!r} has no step in its name and cannot stand on one curve with others: leave it"
-                " out, or give every revision as a MODEL of its own (name@revision), which counts them 0, 1, 2, …"
+                f"{each} has no step in its name and cannot stand on one curve with others: leave it out, or give each"
+                " revision as a MODEL of its own (name@revision), which counts them 0, 1, 2, …"
             )
-        if step is None:
-            step = 0 if each.problem is None else -1 - place  # where none stands that can be measured
+        elif step < 0:
+            step = 0
         elif tokens is None and per_update is not None:
             tokens = step * per_update
-        curve.append(Checkpoint(name, each.revision, step, tokens, each.source, each.problem))
+        curve.append(replace(each, step=step, tokens=tokens))
     curve.sort(key=lambda each: each.step)
-    for before, after in itertools.pairwise(each for each in curve if each.problem is None):
+    for before, after in itertools.pairwise(curve):
         if before.step == after.step:
-            raise ValueError(
-                f"{before} and {after} both stand at step {after.step}: trace them as two curves, to two files"
-            )
+            raise ValueError(f"{before} and {after} both stand at step {after.step}: trace them as two curves")
     return curve
 
 
-def _at_places(several: list[tuple[str, str, list[Found]]]) -> list[Checkpoint]:
-    """Return the checkpoints of several models, (as given, name, checkpoints) each, at their places in that order."""
-    count = Counter((name, each.revision) for _, name, found in several for each in found)
+def _at_places(several: list[tuple[str, Checkpoint]]) -> list[Checkpoint]:
+    """Return the checkpoints of several models, each with its model as given, at their places in that order."""
+    count = Counter((each.model, each.revision) for _, each in several)
     curve: list[Checkpoint] = []
-    for given, name, found in several:
-        for each in found:
-            model = given if each.source is not None and count[name, each.revision] > 1 else name
-            curve.append(Checkpoint(model, each.revision, len(curve), None, each.source, each.problem))
+    for given, each in several:
+        model = given if each.source is not None and count[each.model, each.revision] > 1 else each.model
+        curve.append(replace(each, model=model, step=len(curve), tokens=None))
     return curve

@@ -44,10 +44,9 @@ class Hub:
             refs = HfApi().list_repo_refs(model)
             return [ref.name for ref in (*refs.branches, *refs.tags)]
         except RepositoryNotFoundError as error:  # a gated one, too
-            raise ValueError(
-                f"{model!r} is no folder here and no model on the hub that you may read; if it is gated, ask for access"
-                f" on https://huggingface.co/{model}, then hf auth login"
-            ) from error
+            gated = f"if it is gated, ask for access on https://huggingface.co/{model}, then hf auth login"
+            text = f"{model!r} is no folder here and no model on the hub that you may read"
+            raise ValueError(f"{text}; {gated}") from error
         except Exception as error:  # no network, by many names; the hub down
             names = list(self.cached(model)) or sorted(self._commits(model))  # what was fetched by commit has no name
             if not names:
@@ -55,21 +54,15 @@ class Hub:
             later = any(named.stage > 1 for name in names if (named := parse_name(name)) is not None)
             if later or not constants.HF_HUB_OFFLINE:  # which the user has set, and knows
                 stages = ", and stages are taken to go on from the last of them in the stage before" if later else ""
-                warnings.warn(
-                    f"the hub cannot be reached ({refusal(error)}): only the {len(names)} revisions of {model} in the"
-                    f" cache are known{stages}",
-                    stacklevel=4,
-                )
+                known = f"only the {len(names)} revisions of {model} in the cache are known{stages}"
+                warnings.warn(f"the hub cannot be reached ({refusal(error)}): {known}", stacklevel=4)
             return names
 
     def cached(self, model: str) -> dict[str, str]:
         """Return the commit of each branch and tag whose snapshot is in the cache, in part at least."""
         folder = self._folder(model)
-        refs = {
-            file.relative_to(folder / "refs").as_posix(): file.read_text(encoding="utf-8").strip()
-            for file in sorted((folder / "refs").rglob("*"))
-            if file.is_file()
-        }
+        files = [file for file in sorted((folder / "refs").rglob("*")) if file.is_file()]
+        refs = {file.relative_to(folder / "refs").as_posix(): file.read_text("utf-8").strip() for file in files}
         return {name: commit for name, commit in refs.items() if (folder / "snapshots" / commit).is_dir()}
 
     def fetch(self, model: str, revision: str, *, weights: bool = True) -> Path:
@@ -89,15 +82,14 @@ class Hub:
 
         self._before.setdefault(model, self._commits(model))
         allowed = _FILES + ([_SAFETENSORS] if weights else []) + ([_CODE] if self.code else [])
-        download = partial(snapshot_download, model, revision=revision, cache_dir=self.cache_dir)
-        download = partial(download, ignore_patterns=["*/*"])
+        fetch = partial(snapshot_download, model, revision=revision, cache_dir=self.cache_dir, ignore_patterns=["*/*"])
         try:
             try:
-                folder = Path(download(allow_patterns=allowed))
+                folder = Path(fetch(allow_patterns=allowed))
                 if weights and not any(folder.glob(_SAFETENSORS)):
-                    download(allow_patterns=[_PICKLES])
+                    fetch(allow_patterns=[_PICKLES])
             except OfflineModeIsEnabled:  # the client 1.33 asks the hub before it looks for a commit
-                folder = Path(download(local_files_only=True))
+                folder = Path(fetch(local_files_only=True))
         except LocalEntryNotFoundError as error:
             raise ValueError(_not_cached(model, revision, error)) from error
         finally:  # a fetch that broke off leaves files, too; other processes fetch other commits meanwhile
@@ -129,7 +121,5 @@ class Hub:
 
 def _not_cached(model: str, revision: str | None, error: Exception) -> str:
     name, option = (f"{model}@{revision}", f" --revision {revision}") if revision else (model, "")
-    return (
-        f"{name} is no folder here and not in the hub's cache, and the hub cannot be reached ({refusal(error)}): with a"
-        f" network, run `hf download {model}{option}` first, or unset HF_HUB_OFFLINE"
-    )
+    text = f"{name} is no folder here and not in the hub's cache, and the hub cannot be reached ({refusal(error)})"
+    return f"{text}: with a network, run `hf download {model}{option}` first, or unset HF_HUB_OFFLINE"

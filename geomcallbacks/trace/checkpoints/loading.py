@@ -78,18 +78,15 @@ def load_model(source: Path, reading: Reading, *, head: bool = True) -> nn.Modul
         if source.is_file():
             config = read_config(source, reading)
             state = _lightning_state(source, config, reading.trust_remote_code)
-            kind: Any = AutoModelForCausalLM._model_mapping[type(config)]
-            kind = kind if isinstance(kind, type) else kind[0]
+            kind = AutoModelForCausalLM._model_mapping[type(config)]
             if reading.dtype == "auto":
                 options["dtype"] = next(value.dtype for value in state.values() if value.is_floating_point())
             model, info = kind.from_pretrained(None, config=config, state_dict=state, **options)
         else:
             remote = reading.trust_remote_code
             model, info = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=remote, **options)
-    except ValueError as error:
+    except (ValueError, pickle.UnpicklingError) as error:
         raise explained(error, source) from error
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{source}: {refusal(error)}") from error
     _check_complete(model, info, source, head)
     return model.to(reading.device).eval()  # type: ignore[no-any-return]
 
@@ -104,9 +101,7 @@ def read_config(source: Path, reading: Reading) -> Any:
 
     beside = [file for folder in source.parents[:2] if (file := folder / "config.json").is_file()]
     if reading.config is None and not beside:
-        raise ValueError(
-            f"{source} holds weights without their shape: put the model's config.json beside it, or give --config"
-        )
+        raise ValueError(f"{source} holds weights without their shape: put config.json beside it, or give --config")
     return AutoConfig.from_pretrained(reading.config or beside[0], trust_remote_code=reading.trust_remote_code)
 
 
@@ -121,10 +116,8 @@ def refusal(error: Exception) -> str:
 def explained(error: Exception, source: Any) -> ValueError:
     """Return the error in words that say what to do."""
     if "trust_remote_code" in str(error):
-        return ValueError(
-            f"{source} needs Python code that comes with it: read it, and give --trust-remote-code if you trust it"
-        )
-    return ValueError(f"{source}: {error}")
+        return ValueError(f"{source} needs Python code of its own: read it, then give --trust-remote-code to run it")
+    return ValueError(f"{source}: {refusal(error) if isinstance(error, pickle.UnpicklingError) else error}")
 
 
 def _lightning_state(source: Path, config: Any, trust_remote_code: bool) -> dict[str, Any]:
@@ -148,18 +141,14 @@ def _check_complete(model: Any, info: Any, source: Path, head: bool) -> None:
     """Raise ``ValueError`` where weights are missing, or of other shapes than the configuration's."""
     other = sorted(f"{key}: {tuple(there)}, not {tuple(here)}" for key, there, here in info["mismatched_keys"])
     if other:
-        raise ValueError(
-            f"{source} has {len(other)} weights of other shapes than its configuration says ({'; '.join(other[:3])}…):"
-            " the config.json is that of another model"
-        )
+        found = f"{source} has {len(other)} weights of other shapes than its configuration ({'; '.join(other[:3])}…)"
+        raise ValueError(f"{found}: the config.json is that of another model")
     output = None if head else model.get_output_embeddings()
     spared = tuple(f"{name}." for name, child in model.named_modules() if child is output)
     missing = sorted(key for key in info["missing_keys"] if not key.startswith(spared))
     if missing:
-        raise ValueError(
-            f"{source} lacks {len(missing)} of the model's weights ({', '.join(missing[:3])}…): the checkpoint is"
-            " incomplete, or of another shape than its configuration"
-        )
+        found = f"{source} lacks {len(missing)} of the model's weights ({', '.join(missing[:3])}…)"
+        raise ValueError(f"{found}: the checkpoint is incomplete, or of another shape than its configuration")
 
 
 def _own_device() -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from geomcallbacks.trace.checkpoints.find import Checkpoint, find_checkpoints
+from geomcallbacks.trace.checkpoints.checkpoint import Checkpoint
+from geomcallbacks.trace.checkpoints.find import find_checkpoints
 from geomcallbacks.trace.checkpoints.folders import folder_checkpoints
 from geomcallbacks.trace.checkpoints.hub import Hub
 
@@ -33,7 +34,7 @@ def test_one_model_stands_at_its_own_steps_and_several_at_their_places() -> None
     curve = find_checkpoints(["b/y", "a/x@step512", "a/x"], hub)
     assert [(str(c), c.step) for c in curve] == [("b/y@main", 0), ("a/x@step512", 1), ("a/x@main", 2)]
     assert {c.tokens for c in curve} == {None}
-    with pytest.raises(ValueError, match=r"'main' has no step in its name.*MODEL of its own"):
+    with pytest.raises(ValueError, match=r"a/x@main has no step in its name.*MODEL of its own"):
         find_checkpoints(["a/x"], hub, "step8,main")
 
 
@@ -45,6 +46,8 @@ def test_one_model_stands_at_its_own_steps_and_several_at_their_places() -> None
         (["o/o@step8"], {"revisions": "main"}, "o/o@step8 names its revision itself"),
         (["o/o"], {"tokens_per_update": -5}, "--tokens-per-update -5: give a positive number"),
         (["no/where/here"], {}, "is no folder, and no hub name"),
+        (["o/../o"], {}, "is no folder, and no hub name"),
+        (["o/o@../../outside"], {}, "is not one of the 4 of o/o"),
     ],
 )
 def test_what_names_no_curve_is_refused(models: list[str], options: dict[str, object], message: str) -> None:
@@ -70,9 +73,7 @@ def test_folders_of_all_kinds_are_listed(tmp_path: Path) -> None:
         assert one == [Checkpoint("one", "one", 0, None, tmp_path / "one")]
     with pytest.raises(ValueError, match="revision 'nonsense' is not one of the 1 of"):
         find_checkpoints([str(tmp_path / "one")], Listed(), "nonsense")
-    with pytest.raises(
-        ValueError, match=r"empty holds no checkpoints: none of checkpoint-N.*give the folder that does"
-    ):
+    with pytest.raises(ValueError, match=r"empty holds no checkpoints: none of .*give the folder that does"):
         find_checkpoints([str(tmp_path / "empty")], Listed())
     (tmp_path / "weights.bin").write_bytes(b"x")
     with pytest.raises(ValueError, match=r"is a file: give the folder of a model, or a Lightning checkpoint"):

@@ -38,9 +38,7 @@ def test_a_lightning_checkpoint_without_a_shape_is_refused(tmp_path: Path) -> No
     file = tmp_path / "run" / "checkpoints" / "step=3.ckpt"
     save_lightning(file)
     (file.parent / "config.json").rename(tmp_path / "elsewhere.json")
-    with pytest.raises(
-        ValueError, match=r"weights without their shape: put .*config\.json beside it, or give --config"
-    ):
+    with pytest.raises(ValueError, match=r"without their shape: put config\.json beside it, or give --config"):
         load_model(file, CPU)
     load_model(file, Reading("fp32", "cpu", config=str(tmp_path / "elsewhere.json")))
 

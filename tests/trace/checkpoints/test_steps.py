@@ -20,14 +20,12 @@ OLMO += [f"stage2-ingredient{name}" for name in ("1-step1000-tokens3B", "1-step2
 @pytest.mark.parametrize(
     ("name", "step", "tokens"),
     [
-        ("step1000", 1000, None),
         ("checkpoint-500", 500, None),
         ("step-000068", 68, None),
         ("stage1-step1000-tokens2B", 1000, 2 * 10**9),
         ("step1000-tokens2.5B", 1000, 2_500_000_000),
         ("stage2-ingredient3-step9-tokens7M", 9, 7 * 10**6),
         ("main", None, None),
-        ("step", None, None),
         ("v1-step3", None, None),
     ],
 )

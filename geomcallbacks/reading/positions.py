@@ -1,4 +1,4 @@
-"""Positions: which tokens of a probe's rows give a feature. The reader picks their hidden states (`pick_positions`).
+"""Positions: which tokens of a probe's rows give a feature, and how their hidden states are picked.
 
 `"last"` takes the last real token of a row, a number k the positions ⌈L·j/k⌉ − 1, j = 1 … k, of its L real tokens,
 `"all"` every real token but the first, `"mean"` their mean. Position 0, an attention sink, is never taken.
@@ -6,10 +6,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from geomcallbacks.probe import ProbeBatch
+from geomcallbacks.reading.device import send
 
 Positions = Literal["last", "all", "mean"] | int
 
@@ -45,3 +49,21 @@ def feature_places(lengths_b: Tensor, positions: Positions) -> tuple[Tensor, Ten
     j = torch.arange(1, k + 1)
     place_bk = (lengths_b[:, None] * j + k - 1) // k - 1  # ⌈L·j/k⌉ − 1
     return torch.arange(len(lengths_b)).repeat_interleave(k), place_bk.flatten()
+
+
+def pick_positions(batch: ProbeBatch, positions: Positions, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Return a function from hidden states (b, t, d) to the features (m, d): the states of the wanted positions."""
+    if positions == "mean":
+        taken_bt1 = batch.mask_bt.bool()[..., None]
+        taken_bt1[:, 0] = False
+        taken_bt1 = send(taken_bt1, device)
+
+        def mean(hidden_btd: Tensor) -> Tensor:
+            # A masked sum, not a product with weights: autocast would round that, and 0 · inf in a padding is NaN.
+            wide_btd = hidden_btd.to(torch.promote_types(hidden_btd.dtype, torch.float32))
+            kept_bt1 = taken_bt1.to(hidden_btd.device)  # a layer may lie on another device than the first
+            return wide_btd.masked_fill(~kept_bt1, 0.0).sum(1) / kept_bt1.sum(1)
+
+        return mean
+    row_m, position_m = (send(part, device) for part in feature_places(batch.lengths_b, positions))
+    return lambda hidden_btd: hidden_btd[row_m.to(hidden_btd.device), position_m.to(hidden_btd.device)]

@@ -1,4 +1,4 @@
-"""RunMonitor: what all monitors of a training run share: when a measurement is due, and the record file."""
+"""RunMonitor: decides whether to measure at an update, and keeps the record file. All monitors share it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from geomcallbacks.reading.device import device_of
 from geomcallbacks.running.budget import Budget
 from geomcallbacks.running.messages import OnError, WarnOnce
 from geomcallbacks.running.processes import any_process, first_decides, rank
-from geomcallbacks.running.writer import RecordWriter
+from geomcallbacks.running.record_writer import RecordWriter
 from geomcallbacks.schedule import Schedule
 
 #: Whether the budget had a say in a measurement that is due.
@@ -172,7 +172,10 @@ class RunMonitor(ABC):
         self._run = None
 
     def due(self, model: nn.Module, step: int, *, last: bool = False) -> Due | None:
-        """Say whether a measurement is due after `step` updates, not yet settled, and within the budget.
+        """Decide whether to measure after `step` updates: due by the schedule, not yet settled, and within the budget.
+
+        The time since the last call is booked as training. A measurement that the budget does not allow is settled
+        here: it is noted in the record file, and warned of once.
 
         Args:
             model: the model as the loop holds it.
@@ -182,8 +185,9 @@ class RunMonitor(ABC):
         Returns:
             "fixed" for the first, the last and those that the schedule names; "optional" for the others; None.
         """
-        run, step, device = self._started(model), int(step), device_of(model)
+        run, step, device = self._run_of(model), int(step), device_of(model)
         due = step != run.settled and (last or self.schedule.is_due(step, run.total_steps))
+        # The first update is booked by itself, since it is no pace; the others whenever something is due.
         if run.budget is not None and (due or not run.budget.warm):
             if due and device.type != "cpu":
                 torch.accelerator.synchronize(device)  # or what training left for it to do would count as measuring
@@ -200,7 +204,8 @@ class RunMonitor(ABC):
         self._skip(run, run.budget, step)
         return None
 
-    def _started(self, model: nn.Module) -> Run:
+    def _run_of(self, model: nn.Module) -> Run:
+        """Return the run, and begin it where nobody has."""
         if self._run is None:
             self.start(model, step=self.resumed_from)
             assert self._run is not None
@@ -209,7 +214,7 @@ class RunMonitor(ABC):
     @contextmanager
     def _measuring(self, model: nn.Module, step: int, kind: Due) -> Iterator[Run]:
         """Settle the update, and book what the measurement inside costs."""
-        run = self._started(model)
+        run = self._run_of(model)
         begin = time.perf_counter()
         run.settled = step
         try:

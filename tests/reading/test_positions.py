@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from geomcallbacks.probing.positions import check_positions, feature_places, position_count
+from geomcallbacks.reading.positions import check_positions, feature_places, position_count
 
 
 @pytest.mark.parametrize(

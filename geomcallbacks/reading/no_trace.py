@@ -1,0 +1,43 @@
+"""A model in evaluation mode for a while, and everything as it was afterwards."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+
+
+@contextmanager
+def leave_no_trace(module: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode inside, and put back afterwards what a forward pass may change.
+
+    That is each submodule's own mode, attributes and buffers, and every random state. Compiled submodules run eagerly
+    inside: a hook added after the first compiled call would never fire, and the probe's shapes would make the training
+    graphs dynamic.
+    """
+    # Modes are attributes too; dynamic RoPE replaces buffers and attributes for a row longer than any before.
+    before = [(child, dict(vars(child)), dict(child._buffers)) for child in module.modules()]
+    cuda = {p.device for p in module.parameters() if p.device.type == "cuda"}
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[device.index for device in cuda]))
+        if "torch._dynamo" in sys.modules:  # nothing is compiled before that is loaded, and loading takes seconds
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        try:
+            for child, _, _ in before:
+                child.training = False
+            yield
+        finally:
+            for child, attributes, buffers in before:
+                for added in vars(child).keys() - attributes.keys():
+                    del vars(child)[added]
+                vars(child).update(attributes)
+                child._buffers.clear()
+                child._buffers.update(buffers)
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
