@@ -89,5 +89,6 @@ def test_rows_that_are_none_of_geometry_are_named(row, words, tmp_path: Path, ca
 def test_of_a_folder_the_latest_start_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "geometry.jsonl", {("web", "layer3"): DEMO})
     assert "warm-up" in shown(capsys, tmp_path)
-    write(tmp_path / "geometry-2.jsonl", {("web", "layer3"): DEMO}, from_scratch=False)
+    write(tmp_path / "geometry-2.jsonl", {("web", "layer3"): DEMO}, from_scratch=True)
+    RecordWriter(tmp_path / "geometry-2.jsonl", 8000, {"settings": {"from_scratch": False}}).close()  # resumed
     assert "warm-up" not in shown(capsys, tmp_path)

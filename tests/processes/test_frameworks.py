@@ -117,9 +117,8 @@ def test_the_probe_is_read_under_the_autocast_of_training(two: Two, name: str) -
 
 @of_each({"fsdp2": ["Trainer behaviour", "Lightning behaviour"], "zero3": ["Trainer behaviour"]})
 def test_behaviour_of_sharded_weights_is_refused_before_the_first_update(two: Two, name: str) -> None:
-    for process in two[1]:
-        assert process[name].startswith("ValueError: the model's parameters are sharded over processes")
-        assert process[name].endswith("trace its checkpoints (geomcallbacks trace)")
+    wanted = "ValueError: the model's parameters are sharded over processes: trace its checkpoints instead"
+    assert [process[name] for process in two[1]] == [wanted] * 2
 
 
 @of_each({"fsdp2": ["behaviour"]})
