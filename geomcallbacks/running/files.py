@@ -20,9 +20,7 @@ def replace_file(path: str | Path, data: bytes) -> None:
     scratch.unlink(missing_ok=True)
     try:
         with scratch.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            file.write(data)  # not forced to the disk: that would hold up training on a slow one
         scratch.replace(path)
     except OSError:
         scratch.unlink(missing_ok=True)

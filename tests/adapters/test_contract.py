@@ -94,19 +94,24 @@ def test_is_made_with_defaults_and_can_be_copied(framework: str, subject: str) -
     assert getattr(copied, "monitor", copied).state_dict() == getattr(made, "monitor", made).state_dict()
 
 
-@each_kind
-def test_serves_two_runs_and_closes_twice(framework: str, subject: str, tmp_path: Path) -> None:
+def both(framework: str, folder: Path, **changes: Any) -> list[Any]:
+    return [watcher(framework, subject, folder, **changes) for subject in SUBJECTS]
+
+
+@each_framework
+def test_serves_two_runs_and_closes_twice(framework: str, tmp_path: Path) -> None:
     """The first run is stopped early; its last update is measured all the same."""
-    watch = watcher(framework, subject, tmp_path, schedule=FAR)
-    DRIVES[framework](tmp_path, [watch], hook=lambda update, model: update == 3)
-    DRIVES[framework](tmp_path if framework == "loop" else tmp_path / "second", [watch])
-    for _ in range(2):
+    watchers = both(framework, tmp_path, schedule=FAR)
+    DRIVES[framework](tmp_path, watchers, hook=lambda update, model: update == 3)
+    DRIVES[framework](tmp_path if framework == "loop" else tmp_path / "second", watchers)
+    for watch in watchers * 2:
         getattr(watch, "monitor", watch).close()
-    assert sorted(map(steps, tmp_path.rglob(f"{subject}*.jsonl"))) == [[0, 3], [0, UPDATES]]
+    for subject in SUBJECTS:
+        assert sorted(map(steps, tmp_path.rglob(f"{subject}*.jsonl"))) == [[0, 3], [0, UPDATES]]
 
 
-@each_kind
-def test_goes_on_from_a_checkpoint_in_its_own_file(framework: str, subject: str, tmp_path: Path) -> None:
+@each_framework
+def test_goes_on_from_a_checkpoint_in_its_own_file(framework: str, tmp_path: Path) -> None:
     """In one process, as in a notebook: the run fails, another is begun by accident, and the first is resumed twice."""
     drive = DRIVES[framework]
 
@@ -115,29 +120,30 @@ def test_goes_on_from_a_checkpoint_in_its_own_file(framework: str, subject: str,
             raise RuntimeError("interrupted")
 
     with pytest.raises(RuntimeError, match="interrupted"):
-        drive(tmp_path, [watcher(framework, subject, tmp_path)], hook=fail, save=True)
-    if framework != "trainer":  # which tells no callback of the failure
+        drive(tmp_path, both(framework, tmp_path), hook=fail, save=True)
+    for subject in SUBJECTS if framework != "trainer" else ():  # which tells no callback of the failure
         with (tmp_path / f"{subject}.jsonl").open() as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # another process might go on with it
-    drive(tmp_path, [watcher(framework, subject, tmp_path)])
+    drive(tmp_path, both(framework, tmp_path))
     for begin in (3, 2):  # an update that is not due, and one that was measured just before it was saved
-        drive(tmp_path, [watcher(framework, subject, tmp_path)], resume=begin)
-        assert steps(tmp_path / f"{subject}.jsonl") == steps(tmp_path / f"{subject}-2.jsonl") == MEASURED
-    assert not (tmp_path / f"{subject}-3.jsonl").exists()
-    lines = [json.loads(line) for line in (tmp_path / f"{subject}.jsonl").read_text().splitlines()]
-    headers = [line for line in lines if line["kind"] == "header"]
-    assert [header["resumed_from"] for header in headers] == [None, 3, 2]
-    assert len({header["run_id"] for header in headers}) == 1
-    if subject == "geometry":
-        with pytest.raises(ValueError, match=r"measured with probes = .* and now has .*: give it the same"):
-            drive(tmp_path, [watcher(framework, subject, tmp_path, probe=tiny.probe(seed=9))], resume=3)
+        drive(tmp_path, both(framework, tmp_path), resume=begin)
+        for subject in SUBJECTS:
+            assert steps(tmp_path / f"{subject}.jsonl") == steps(tmp_path / f"{subject}-2.jsonl") == MEASURED
+    for subject in SUBJECTS:
+        assert not (tmp_path / f"{subject}-3.jsonl").exists()
+        lines = [json.loads(line) for line in (tmp_path / f"{subject}.jsonl").read_text().splitlines()]
+        headers = [line for line in lines if line["kind"] == "header"]
+        assert [header["resumed_from"] for header in headers] == [None, 3, 2]
+        assert len({header["run_id"] for header in headers}) == 1
+    with pytest.raises(ValueError, match=r"measured with probes = .* and now has .*: give it the same"):
+        drive(tmp_path, [watcher(framework, "geometry", tmp_path, probe=tiny.probe(seed=9))], resume=3)
 
 
 @each_framework
 def test_two_of_a_kind_keep_their_files_apart(framework: str, tmp_path: Path) -> None:
-    both = lambda: [watcher(framework, "geometry", tmp_path, layers=layer) for layer in (1, 2)]
-    DRIVES[framework](tmp_path, both(), save=True)
-    DRIVES[framework](tmp_path, both(), resume=3)
+    two = lambda: [watcher(framework, "geometry", tmp_path, layers=layer) for layer in (1, 2)]
+    DRIVES[framework](tmp_path, two(), save=True)
+    DRIVES[framework](tmp_path, two(), resume=3)
     for name, layer in (("geometry.jsonl", "layer1"), ("geometry-2.jsonl", "layer2")):
         records = read_records(tmp_path / name)
         assert [(record["step"], record["layer"]) for record in records] == [(step, layer) for step in MEASURED]
@@ -161,11 +167,8 @@ def test_measures_under_the_autocast_of_training(framework: str, bf16: dict[str,
         seen.append((modes, torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
         return {"x": torch.tensor(1)}
 
-    both = [
-        watcher(framework, "geometry", tmp_path),
-        watcher(framework, "behaviour", tmp_path, measures={"look": look}),
-    ]
-    DRIVES[framework](tmp_path, both, max_steps=1, **bf16)
+    behaviour = watcher(framework, "behaviour", tmp_path, measures={"look": look})
+    DRIVES[framework](tmp_path, [watcher(framework, "geometry", tmp_path), behaviour], max_steps=1, **bf16)
     assert seen == [({False}, False, True)] * 2
     record, model = read_records(tmp_path / "geometry.jsonl")[0], tiny.model(**drives.DROPOUT)
     wanted, other = (
