@@ -101,11 +101,12 @@ def test_operations_counted_by_hand() -> None:
 
 def test_overhead_counts_measurements_and_leaves_weights_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overhead, "ROWS", 4)
-    section = overhead.overhead(CPU, updates=5 * overhead.CHUNK)
+    monkeypatch.setattr(overhead, "CHUNK", 10)
+    section = overhead.overhead(CPU, updates=50)
     without, default, dense = section.rows
     assert without["measurements"] == without["measuring (s)"] == 0
-    assert default["measurements"] == len(overhead.Schedule().steps(5 * overhead.CHUNK))
-    assert dense["measurements"] == len([0, 10, 20, 25])  # every ten and the last of a fifth
+    assert default["measurements"] == len(overhead.Schedule().steps(50))
+    assert dense["measurements"] == len([0, 10])  # every ten and the last of a fifth
     assert section.remarks == ["Weights with and without: bit-identical."]
 
 
