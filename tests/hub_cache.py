@@ -46,7 +46,8 @@ def add_revision(cache: Path, repo: str, revision: str, files: Mapping[str, byte
     snapshot.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         blob = snapshot.parent.parent / "blobs" / hashlib.sha256(content).hexdigest()
-        blob.write_bytes(content)
+        if not blob.exists():  # shared by revisions: another thread may be reading it
+            blob.write_bytes(content)
         if not (snapshot / name).exists():
             (snapshot / name).symlink_to(Path("..", "..", "blobs", blob.name))
     (snapshot.parent.parent / "refs" / revision).write_text(commit)
