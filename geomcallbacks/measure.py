@@ -87,7 +87,7 @@ def prepare(model: nn.Module, probes: Mapping[str, ProbeSet], settings: ReadingS
     warnings = []
     for label, probe in probes.items():
         if reader.language_model is not None:
-            check_tokens(reader.language_model, f"probe {label!r}", probe.max_token_id, int(probe.lengths_n.max()))
+            check_tokens(reader.language_model, f"probe {label!r}", probe.max_token_id, probe.max_tokens)
         n = settings.features(probe)
         for d in _widths(reader, probe, settings):
             settings.check_probe(label, probe, d)

@@ -73,8 +73,8 @@ class ProbeSet:
         return len(self.lengths_n)
 
     def __repr__(self) -> str:
-        low, high = int(self.lengths_n.min()), int(self.lengths_n.max())
-        return f"ProbeSet({len(self)} rows of {low}..{high} tokens, fingerprint={self.fingerprint})"
+        shortest = int(self.lengths_n.min())
+        return f"ProbeSet({len(self)} rows of {shortest}..{self.max_tokens} tokens, fingerprint={self.fingerprint})"
 
     @cached_property
     def fingerprint(self) -> str:
@@ -88,6 +88,11 @@ class ProbeSet:
     def max_token_id(self) -> int:
         """The largest token id in any row: a model's vocabulary must reach past it."""
         return int(self.input_ids_nt.max())
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of the longest row."""
+        return int(self.lengths_n.max())
 
     @classmethod
     def from_token_ids(cls, ids_nt: Tensor | Sequence[Sequence[int]], mask_nt: Tensor | None = None) -> ProbeSet:

@@ -103,7 +103,7 @@ class SpectralIntervention:
     def check(self, model: nn.Module) -> None:
         """Raise ``ValueError`` where questions, probe or ks do not fit the model."""
         check_tokens(model, "choices", self.choices.max_token_id, self.choices.max_tokens)
-        check_tokens(model, "probe rows", self.probe.max_token_id, int(self.probe.lengths_n.max()))
+        check_tokens(model, "probe rows", self.probe.max_token_id, self.probe.max_tokens)
         shortest = self.probe.batch(self.probe.lengths_n.argmin(0, keepdim=True))
         with evaluating(model) as language_model:
             features, _ = Reader(language_model).read(shortest, self.positions)

@@ -56,7 +56,7 @@ class FrequencyLoss:
 
     def check(self, model: nn.Module) -> None:
         """Raise ``ValueError`` where the rows do not fit the model."""
-        check_tokens(model, "rows", self.rows.max_token_id, int(self.rows.lengths_n.max()))
+        check_tokens(model, "rows", self.rows.max_token_id, self.rows.max_tokens)
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """`band_1` (the most frequent tokens), `band_2`, …: nats per token, float64 sums of float32 log-softmax."""
