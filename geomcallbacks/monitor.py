@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,18 @@ from typing import Any
 from torch import nn
 
 from geomcallbacks.measure import EndingError, LostPassError, measure_probe, prepare
+from geomcallbacks.metrics import METRIC_NAMES
 from geomcallbacks.phases import PHASE_NAMES, PhaseTracker
 from geomcallbacks.probe import ProbeSet
 from geomcallbacks.reading.device import device_of
+from geomcallbacks.reading.locate import layer_list
 from geomcallbacks.reading.reader import Reader
 from geomcallbacks.record import CONVENTION, GeometryRecord, read_records
+from geomcallbacks.running.messages import reason_of
 from geomcallbacks.running.processes import first_decides, first_numbers, rank
-from geomcallbacks.running.record_writer import record_lines
-from geomcallbacks.running.run_monitor import Due, Run, RunMonitor
+from geomcallbacks.running.record_writer import RecordWriter, record_lines
+from geomcallbacks.running.run import Run
+from geomcallbacks.running.run_monitor import Due, RunMonitor
 from geomcallbacks.schedule import Schedule
 from geomcallbacks.settings import DEFAULT_WINDOW, ForwardFn, Layers, OnError, Positions, Precision, Settings
 
@@ -63,7 +67,7 @@ class GeometryMonitor(RunMonitor):
     ) -> None:
         self.settings = Settings(**Settings.among(locals()))
         super().__init__(schedule, path, on_error, total_steps)
-        self.probes = _labelled(probe)
+        self.probes, self._is_labelled = _labelled(probe), isinstance(probe, Mapping)
         for label, rows in self.probes.items():
             self.settings.check_probe(label, rows)
         self._read_model: tuple[nn.Module, Reader] | None = None
@@ -73,6 +77,29 @@ class GeometryMonitor(RunMonitor):
     def key(self) -> str:
         """Tell several monitors of one run apart in its checkpoints."""
         return f"{self.settings.layers} {sorted(self.probes)}"
+
+    names = (*METRIC_NAMES, "phase")
+
+    @property
+    def prefixes(self) -> list[str]:
+        """The keys under which its numbers are logged, without the metric."""
+        return [key for label in self.probes for key in self.prefixes_of(label)]
+
+    def prefixes_of(self, label: str) -> list[str]:
+        """Return those of one probe."""
+        reader = self._read_model[1] if self._read_model is not None else None
+        layers = layer_list(self.settings.layers)
+        labels = [point.label for point in reader.points] if reader is not None else [_label(layer) for layer in layers]
+        return [self.key_of(label, layer) for layer in labels]
+
+    def key_of(self, label: str, layer: str | None = None) -> str:
+        """Return `geometry[/<label>][/<layer>]`: the label where the user gave one, the layer where it is not the last.
+
+        So a second probe or layer adds keys, and renames none.
+        """
+        last = self._read_model[1].last if self._read_model is not None else _label(-1)
+        named = [label] if self._is_labelled else []
+        return "/".join(["geometry", *named, *([layer] if layer not in (None, last) else [])])
 
     def step(
         self, model: nn.Module, step: int, *, tokens: int | None = None, last: bool = False
@@ -99,19 +126,29 @@ class GeometryMonitor(RunMonitor):
         if tokens is None and self.settings.tokens_per_update is not None:
             tokens = step * self.settings.tokens_per_update
         tokens = None if tokens is None else int(tokens)
-        before = self._run_of(model).settled
+        before = self._run_of(model, step).settled
         records: list[GeometryRecord] = []
         with self._measuring(model, step, kind) as run:
             for label, probe in self.probes.items():
                 try:
-                    with self._surviving(step):
-                        records += self._measure_probe(run, model, label, probe, step, tokens)
+                    records += self._measure_probe(run, model, label, probe, step, tokens)
                 except EndingError:  # as if it had not been begun
                     run.settled = before
                     return []
+                except LostPassError:  # no rank can recover from it
+                    raise
+                except Exception as error:
+                    if self.on_error == "raise":
+                        raise
+                    reason = reason_of(error)
+                    self._fail(run, step, label, reason, f"geometry was not measured at step {step}")
             records = self._with_phases(records, step, model)
             self._write(run, records, step)
         return records
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the model behind too. See `RunMonitor.__getstate__`."""
+        return super().__getstate__() | {"_read_model": None, "_curves": {}}
 
     def close(self) -> None:
         """Close the record file, and let go of the model. Closing twice is harmless."""
@@ -156,9 +193,7 @@ class GeometryMonitor(RunMonitor):
     def _begin(self, run: Run, model: nn.Module, step: int) -> None:
         """Keep the probes, and go on with the phases of a resumed run."""
         self._curves = {}
-        if run.writer is not None:
-            with self._keep_going():
-                run.writer.keep_probes(self.probes.values())
+        run.file.keep(RecordWriter.keep_probes, self.probes.values())
         if step > 0:
             self._restore_phases(run, model, step)
 
@@ -178,24 +213,11 @@ class GeometryMonitor(RunMonitor):
         if records[0].batch_size < self.settings.batch_size:
             self.settings = replace(self.settings, batch_size=records[0].batch_size)
             self._warn_once("memory", f"the probe ran out of memory: batch_size is now {records[0].batch_size}")
-        if rank() == 0 and all(value is None for value in records[-1].metrics.values()):
-            reason = records[-1].reasons["rankme"]
-            self._warn_once("empty", f"geometry has no value at step {step}: {reason}; training goes on")
+        if all(value is None for value in records[-1].metrics.values()):
+            self.failed[label] = reason = records[-1].reasons["rankme"]
+            if rank() == 0:
+                self._warn_once("empty", f"geometry has no value at step {step}: {reason}; training goes on")
         return records
-
-    @contextmanager
-    def _surviving(self, step: int) -> Iterator[None]:
-        """Warn of a failure inside and go on, unless no rank can recover from it."""
-        try:
-            yield
-        except (EndingError, LostPassError):
-            raise
-        except Exception as error:
-            if self.on_error == "raise":
-                raise
-            kind = type(error).__name__
-            # Once for each kind: messages carry sizes and addresses, and would differ at every measurement.
-            self._warn_once(kind, f"geometry was not measured at step {step} ({kind}: {error}); training goes on")
 
     def _with_phases(self, records: list[GeometryRecord], step: int, model: nn.Module) -> list[GeometryRecord]:
         """Give each record the phase that its curve is in: the first rank finds it, and tells the others."""
@@ -212,12 +234,15 @@ class GeometryMonitor(RunMonitor):
             except Exception as error:
                 failed = error
         shared = first_numbers(numbers, device_of(model))
-        with self._surviving(step):
-            if failed is not None:
+        if failed is not None:
+            if self.on_error == "raise":
                 raise failed
+            text = f"the phase at step {step} could not be found ({reason_of(failed)}); training goes on"
+            self._warn_once(f"phase {type(failed).__name__}", text)
         for record, line in zip(records, news, strict=True):
             if line is not None:
-                _LOGGER.info("%s: %s", record.curve, line)
+                with suppress(Exception):  # a handler of the user's
+                    _LOGGER.info("%s: %s", record.curve, line)
         return [
             replace(record, phase=PHASE_NAMES[number] if number >= 0 else None, news=line)
             for record, number, line in zip(records, shared, news, strict=True)
@@ -226,9 +251,9 @@ class GeometryMonitor(RunMonitor):
     def _restore_phases(self, run: Run, model: nn.Module, step: int) -> None:
         """Read from the record file what the run has measured up to its checkpoint."""
         rows: Sequence[Mapping[str, Any]] = []
-        if run.writer is not None:
+        if run.file.past is not None:
             try:
-                rows = [row for row in read_records(run.writer.path) if row["step"] <= step and self._is_ours(row)]
+                rows = [row for row in read_records(run.file.past) if row["step"] <= step and self._is_ours(row)]
                 curves: dict[str, list[tuple[int, float | None]]] = {}
                 for row in rows:
                     curves.setdefault(f"{row['probe']}/{row['layer']}", []).append((row["step"], row["rankme"]))
@@ -236,8 +261,7 @@ class GeometryMonitor(RunMonitor):
                     self._curves[key] = PhaseTracker(self.settings.from_scratch)
                     self._curves[key].load(points)
             except Exception as error:  # another kind of file, or one that somebody has changed
-                reason = f"{type(error).__name__}: {error}"
-                self._warn_once("phases", f"phases start anew: {run.writer.path} could not be read ({reason})")
+                self._warn_once("phases", f"phases start anew: {run.file.past} could not be read ({reason_of(error)})")
                 self._curves = {}
         # A checkpoint that was written before the measurement of its update does not know of it.
         if first_decides(any(row["step"] == step for row in rows), device_of(model)):
@@ -250,14 +274,9 @@ class GeometryMonitor(RunMonitor):
         return probe is not None and measured in ((probe.fingerprint, self.settings.positions), (None, None))
 
     def _write(self, run: Run, records: list[GeometryRecord], step: int) -> None:
-        if run.writer is None or not records:
-            return
-        kept = None
-        if self.settings.spectra:
-            with self._keep_going():
-                kept = run.writer.keep_spectra(step, records)
-        with self._keep_going():
-            run.writer.write(*record_lines(records, kept))
+        if records:
+            kept = run.file.keep(RecordWriter.keep_spectra, step, records) if self.settings.spectra else None
+            run.file.keep(RecordWriter.write, *record_lines(records, kept))
 
 
 def _labelled(probe: ProbeSet | Mapping[str, ProbeSet]) -> dict[str, ProbeSet]:
@@ -265,8 +284,15 @@ def _labelled(probe: ProbeSet | Mapping[str, ProbeSet]) -> dict[str, ProbeSet]:
     if not probes:
         raise ValueError("probe={} measures nothing: give a ProbeSet, or several by label")
     for label, rows in probes.items():
+        if not isinstance(label, str) or not label or "/" in label:
+            raise ValueError(f"probe has the label {label!r}: give a word without '/'")
         if not isinstance(rows, ProbeSet):
             raise ValueError(
                 f"probe {label!r} is a {type(rows).__name__}, not a ProbeSet: build one with ProbeSet.from_texts"
             )
     return probes
+
+
+def _label(layer: int | str) -> str:
+    """Return what a layer is called as long as no model is known."""
+    return layer if isinstance(layer, str) else f"layer{layer}"

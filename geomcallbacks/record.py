@@ -131,7 +131,8 @@ def read_records(path: str | Path, *, as_frame: bool = False) -> list[dict[str, 
     """The measurements in a record file, in the order of their updates.
 
     A torn last line is dropped. Where a run was resumed from a checkpoint, what it had recorded beyond that
-    checkpoint before is dropped too: those weights are no longer part of the run.
+    checkpoint before is dropped too: those weights are no longer part of the run. So is all of an attempt that was
+    given up, where the run began again.
 
     Args:
         path: the file.
@@ -150,6 +151,8 @@ def read_records(path: str | Path, *, as_frame: bool = False) -> list[dict[str, 
                 raise ValueError(f"{path} has a header of schema {schema!r}, which is no number: it was changed")
             if schema > SCHEMA:
                 raise ValueError(f"{path} follows schema {schema}, this version reads {SCHEMA}: upgrade")
+            if line.get("attempt", 1) != 1:  # the run has begun again at update 0
+                records = []
             if resumed_from is not None:
                 if not _is_count(resumed_from):
                     raise ValueError(f"{path} has a header with resumed_from={resumed_from!r}, which is no update")

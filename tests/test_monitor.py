@@ -399,10 +399,11 @@ def test_a_file_of_another_kind_costs_the_phases_alone(tmp_path: Path) -> None:
     path = tmp_path / "g.jsonl"
     ours = {"kind": "record", "probe": "probe", "layer": "layer3", "fingerprint": None, "positions": None}
     lines = [{"kind": "record", "step": 1, "accuracy": 0.5}, ours | {"step": 2, "rankme": "high"}]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    header = {"kind": "header", "schema": 1, "run_id": "a"}
+    path.write_text("".join(json.dumps(line) + "\n" for line in (header, *lines)))
     watch = monitor(path=path, schedule=Schedule(every=1))
     with pytest.warns(UserWarning, match="phases start anew"):
-        watch.start(tiny.model(), step=2)
+        watch.start(tiny.model(), step=2, state={"step": 2, "run_id": "a"})
     assert len(watch.step(tiny.model(), 3)) == 1
 
 

@@ -34,12 +34,18 @@ def record(step: int, **changes: Any) -> GeometryRecord:
     return GeometryRecord(**{**fields, **changes})
 
 
-def run(path: Path, steps: list[int], start: int = 0) -> Path:
-    writer = RecordWriter(path, start, {"settings": {}})
+def run(path: Path, steps: list[int], start: int = 0, run_id: str | None = None) -> Path:
+    writer = RecordWriter(path, start, {"settings": {}}, run_id)
     writer.write(*record_lines([record(step) for step in steps], None))
     writer.close()
     writer.close()
     return writer.path
+
+
+def id_of(path: Path) -> str | None:
+    """The run of a file; None where not even its header is whole."""
+    lines = read_lines(path)
+    return lines[0]["run_id"] if lines else None
 
 
 def steps(path: Path) -> list[int]:
@@ -53,7 +59,7 @@ def test_a_line_carries_everything_and_floats_come_back_exactly(tmp_path: Path) 
     path, value = tmp_path / "g.jsonl", float(torch.rand(1, dtype=torch.float64)) / 3
     writer = RecordWriter(path, 0, {"settings": {}})
     full = record(7, tokens=9, intervals={"rankme": (1.0, 2.0)}, notes=["halved"], metrics={"rankme": value}, phase="x")
-    writer.skip(3, "budget", {"cost": 1.5})
+    writer.skip(3, "budget", cost=1.5)
     writer.write(*record_lines([full], None))
     header, skip, _ = read_lines(path)  # on disk before the writer is closed
     assert (header["kind"], header["schema"], header["resumed_from"], header["settings"]) == ("header", 1, None, {})
@@ -121,11 +127,13 @@ def test_torn_at_every_byte(tmp_path: Path) -> None:
         wanted = [step for step, end in ((0, ends[1]), (10, ends[2])) if cut >= end]
         assert steps(path) == wanted, cut
         if cut % 41 == 0 or cut in ends or cut - 1 in ends:
-            assert run(path, [30], start=20) == path
-            assert steps(path) == [*wanted, 30], cut
+            there = run(path, [30], start=20, run_id=id_of(path))
+            assert there == (path if cut >= ends[0] else path.with_name("g-2.jsonl" if cut else "g.jsonl")), cut
+            assert steps(there) == [*wanted, 30], cut
+            path.with_name("g-2.jsonl").unlink(missing_ok=True)
     torn = whole[:-20]  # killed in a record, and killed again anywhere in the lines of the next start
     path.write_bytes(torn)
-    whole = run(path, [20], start=5).read_bytes()
+    whole = run(path, [20], start=5, run_id=id_of(path)).read_bytes()
     for cut in [*range(len(torn), len(whole) - 30, 23), *range(len(whole) - 30, len(whole) + 1)]:
         path.write_bytes(whole[:cut])
         assert steps(path) == [0, *([20] if cut >= len(whole) - 1 else [])], cut
@@ -133,9 +141,9 @@ def test_torn_at_every_byte(tmp_path: Path) -> None:
 
 def test_resuming_drops_what_lies_beyond(tmp_path: Path) -> None:
     path = run(tmp_path / "g.jsonl", [0, 10, 20, 30])
-    assert run(path, [20, 25], start=15) == path
+    assert run(path, [20, 25], start=15, run_id=id_of(path)) == path
     assert steps(path) == [0, 10, 20, 25]
-    assert run(path, [21], start=20) == path
+    assert run(path, [21], start=20, run_id=id_of(path)) == path
     assert steps(path) == [0, 10, 20, 21]
     lines = read_lines(path)
     assert len(lines) == 3 + 7  # nothing is ever taken out of the file
@@ -149,7 +157,9 @@ def test_next_free_name(tmp_path: Path) -> None:
     names = [run(path, [0, number]).name for number in (1, 2, 3)]
     assert names == ["geometry.jsonl", "geometry-2.jsonl", "geometry-3.jsonl"]
     assert steps(path.with_name("geometry-2.jsonl")) == [0, 2]
-    assert run(path, [9], start=5).name == "geometry-3.jsonl"  # the last run is the one that goes on
+    second = id_of(path.with_name("geometry-2.jsonl"))
+    assert run(path, [9], start=5, run_id=second).name == "geometry-2.jsonl"  # the run's own
+    assert run(path, [9], start=5).name == "geometry-4.jsonl"  # that of nobody knows which run
     dated = tmp_path / "g-20261125103000.jsonl"
     dated.touch()  # no reason to try all names up to that number
     assert run(tmp_path / "g.jsonl", [0]).name == "g.jsonl"
@@ -158,7 +168,8 @@ def test_next_free_name(tmp_path: Path) -> None:
 HOLD = """
 import sys
 from geomcallbacks.running.record_writer import RecordWriter
-writer = RecordWriter(sys.argv[1], int(sys.argv[2]), {})
+writer = RecordWriter(sys.argv[1], int(sys.argv[2]), {}, sys.argv[3] or None)
+writer.flush()
 print(writer.path.name, flush=True)
 sys.stdin.read()
 """
@@ -169,17 +180,22 @@ sys.stdin.read()
 def test_two_processes_are_kept_apart(tmp_path: Path, start: int) -> None:
     """The other process has the file open; killed, it leaves no lock behind."""
     path = run(tmp_path / "g.jsonl", [0]) if start else tmp_path / "g.jsonl"
-    command, env = [sys.executable, "-c", HOLD, str(path), str(start)], os.environ | {"PYTHONPATH": str(ROOT)}
+    mine = id_of(path) if start else None
+    command, env = (
+        [sys.executable, "-c", HOLD, str(path), str(start), mine or ""],
+        os.environ | {"PYTHONPATH": str(ROOT)},
+    )
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env) as other:
         assert other.stdout.readline().strip() == "g.jsonl"
-        here = RecordWriter(path, start, {})
+        here = RecordWriter(path, start, {}, mine)
+        here.flush()
         assert here.path.name == "g-2.jsonl"
-        assert RecordWriter(path, start, {}).path.name == "g-3.jsonl"  # within one process too
+        assert RecordWriter(path, 0, {}).path.name == "g-3.jsonl"  # within one process too
         here.close()
         other.kill()
     (tmp_path / "g-2.jsonl").unlink()
     (tmp_path / "g-3.jsonl").unlink()
-    assert run(path, [9], start=5) == path
+    assert run(path, [9], start=5, run_id=mine or id_of(path)) == path
 
 
 FULL = """
@@ -206,16 +222,17 @@ print(written)
 
 @pytest.mark.fault
 def test_disk_that_was_full_for_a_while(tmp_path: Path) -> None:
-    """Lines that could not be written are missing, and none is torn: what follows them can be read."""
+    """Lines that could not be written raise, and are written when there is room again; none is torn."""
     path, rooms = tmp_path / "g.jsonl", [0, 1, 2999, 3100, 10_000]
     command = [sys.executable, "-c", FULL, str(path), *map(str, rooms)]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT, check=False)
     assert ran.returncode == 0, ran.stderr
     written = json.loads(ran.stdout)
-    assert steps(path) == written
-    fitted = [sum(14 * k < step <= 14 * k + 7 for step in written) for k in range(len(rooms))]
-    assert fitted == [room // 3030 for room in rooms]  # and all that came when there was room again
-    assert len(written) == sum(fitted) + 7 * len(rooms)
+    assert steps(path) == list(range(1, 14 * len(rooms) + 1))
+    # At first none is written; behind a full disk, the first that fits takes along those before it.
+    fitted = [[step for step in written if 14 * k < step <= 14 * k + 7] for k in range(len(rooms))]
+    assert [len(each) for each in fitted] == [room // 3030 for room in rooms]
+    assert len(written) == sum(map(len, fitted)) + 7 * len(rooms)
 
 
 # --- files that somebody has changed ------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,27 @@ class Monitored:
     def __init__(self, monitor: RunMonitor, make_row: Callable[[Any, Any], Row], file: str) -> None:
         self.monitor = monitor
         self._make_row, self._file = make_row, file
+        self._prefix = f"{Path(file).stem}/"  # of all its keys
         self._queue = TrackerQueue()
+
+    def _refuse_shared_keys(self, others: Iterable[Any]) -> None:
+        """Raise ``ValueError`` where another callback's numbers would go under a key of ours."""
+        for other in others:
+            if isinstance(other, Monitored) and other is not self:
+                shared = sorted({*self.monitor.prefixes} & {*other.monitor.prefixes})
+                if shared:
+                    remedy = "name their probes or measures differently, such as probe={'web': probe}"
+                    raise ValueError(f"two callbacks log under {shared[0]!r}: {remedy}")
+
+    def _refuse_unknown(self, argument: str, key: str | None) -> None:
+        """Raise ``ValueError`` where a framework is told to watch a key of ours that there is not."""
+        if key is None:
+            return
+        prefix, _, name = key.rpartition("/")
+        known = self.monitor.prefixes
+        if prefix not in known or (self.monitor.names and name not in self.monitor.names):
+            there = ", ".join(f"{one}/{name}" for one in known for name in (self.monitor.names or ("…",))[:4])
+            raise ValueError(f"{argument}={key!r} is none of what is logged: give one such as {there}")
 
 
 class GeometryArguments(Monitored):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from transformers import TrainerCallback
 from transformers.trainer_callback import CallbackHandler
 
 
-def siblings() -> list[TrainerCallback]:
-    """Return the callbacks of the Trainer whose hook is running.
+def calling_handler() -> CallbackHandler | None:
+    """Return the handler of the Trainer whose hook is running; None where a loop of one's own calls the hook.
 
     A callback is given no Trainer and no siblings. Yet TensorBoard's open writer is known to its callback alone, and
     that the process has been told to end to another. Both are found through the handler further up the stack.
@@ -18,6 +17,6 @@ def siblings() -> list[TrainerCallback]:
     while frame is not None:
         handler = frame.f_locals.get("self")
         if isinstance(handler, CallbackHandler):
-            return list(handler.callbacks)
+            return handler
         frame = frame.f_back  # type: ignore[assignment]
-    return []
+    return None

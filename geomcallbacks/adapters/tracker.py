@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +18,7 @@ from geomcallbacks.metrics import numerical_rank
 from geomcallbacks.monitor import GeometryMonitor
 from geomcallbacks.phases import PHASE_NAMES
 from geomcallbacks.record import GeometryRecord
-from geomcallbacks.running.messages import WarnOnce
+from geomcallbacks.running.messages import WarnOnce, reason_of
 
 _PRINTED = ("rankme", "alpha_req", "top1_share")  # a row of ten is not read
 
@@ -43,30 +45,32 @@ class Row:
 
 
 def geometry_row(monitor: GeometryMonitor, records: Sequence[GeometryRecord]) -> Row:
-    """Give each metric its key: `geometry/<metric>` with one probe and one layer, else `geometry/<probe>/<layer>/…`.
+    """Give each metric its key, `geometry[/<label>][/<layer>]/<metric>`; see `GeometryMonitor.key_of`.
 
-    `phase` is 0 warm-up, 1 entropy-seeking, 2 compression-seeking. What has no value is `missing`.
+    `phase` is 0 warm-up, 1 entropy-seeking, 2 compression-seeking. What has no value is `missing`. A probe whose
+    measurement has failed has `failed` = 1.
     """
-    layers = monitor.settings.layers
-    alone = len(monitor.probes) == 1 and not (isinstance(layers, list) and len(layers) > 1)
     values: dict[str, float] = {}
     spectra: dict[str, Tensor] = {}
     missing: list[str] = []
     printed, shown, sentences = [], [], []
+    for label in monitor.failed:
+        values[f"{monitor.key_of(label)}/failed"] = 1.0
+        missing += [f"{key}/{name}" for key in monitor.prefixes_of(label) for name in monitor.names]
     for record in records:
-        key = "geometry" if alone else f"geometry/{record.curve}"
+        key = monitor.key_of(record.probe, record.layer)
         phase = None if record.phase is None else PHASE_NAMES.index(record.phase)
         found = {f"{key}/{name}": value for name, value in (*record.metrics.items(), ("phase", phase))}
         known = {name: value for name, value in found.items() if value is not None}
         values |= known
-        missing += found.keys() - known.keys()
+        missing += [name for name in found if name not in known and name not in missing]
         printed.append({name: value for name, value in known.items() if name.rpartition("/")[2] in _PRINTED})
         shown.append(f"{key}/rankme")
         if record.eigenvalues is not None and record.metrics["rankme"] is not None:
             spectra[f"{key}/log10_eigenvalues"] = record.eigenvalues
         if record.news is not None:
             sentences.append(f"{key}: {record.news}")
-    return Row(values, missing, printed, shown, spectra, sentences)
+    return Row(values, missing, [line for line in printed if line], shown, spectra, sentences)
 
 
 def wandb_histograms(spectra: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -93,10 +97,11 @@ class TrackerQueue:
     """
 
     def __init__(self, size: int = 256) -> None:
-        self._queue: queue.Queue[tuple[str, Callable[[], None]]] = queue.Queue(size)
+        self._queue: queue.Queue[tuple[str, Callable[[], None]] | None] = queue.Queue(size)
         self._thread: threading.Thread | None = None
         self._warn = WarnOnce()
         self._stuck = False
+        weakref.finalize(self, _stop, self._queue)  # a run that ends without its last hook
 
     def __reduce__(self) -> tuple[type[TrackerQueue], tuple[int]]:
         """Keep the size alone, in a deep copy too: neither thread nor lock can be copied."""
@@ -105,7 +110,8 @@ class TrackerQueue:
     def submit(self, tracker: str, call: Callable[[], None]) -> None:
         """Have `call` made soon; return at once. `tracker` is its name in a warning."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="geomcallbacks-trackers", daemon=True)
+            work = (self._queue, self._warn)  # not this object: the thread ends with it
+            self._thread = threading.Thread(target=_work, args=work, name="geomcallbacks-trackers", daemon=True)
             self._thread.start()
         try:
             context = contextvars.copy_context()  # some trackers (trackio) keep their run in one
@@ -116,11 +122,7 @@ class TrackerQueue:
 
     def call(self, tracker: str, call: Callable[[], None]) -> None:
         """Make `call` here and now, for a tracker that knows one thread only; a failure costs one warning."""
-        try:
-            call()
-        except Exception as error:
-            message = f"{tracker}: a row of geometry could not be logged ({type(error).__name__}: {error})"
-            self._warn(f"{tracker} failed", message)
+        _make(tracker, call, self._warn)
 
     def flush(self, timeout: float = 10.0) -> None:
         """Wait until all calls are made, but no longer than `timeout` seconds, and only once so long; then warn."""
@@ -132,8 +134,30 @@ class TrackerQueue:
             waiting = self._queue.unfinished_tasks
             self._warn("stuck", f"a tracker has not taken {waiting} rows of geometry in {timeout:g} s")
 
-    def _work(self) -> None:
-        while True:
-            tracker, call = self._queue.get()
-            self.call(tracker, call)
-            self._queue.task_done()
+    def close(self) -> None:
+        """Flush, and let the thread end; a later call begins another."""
+        self.flush()
+        if self._thread is not None and not self._stuck:
+            _stop(self._queue)
+            self._thread.join()
+            self._thread = None
+
+
+def _work(calls: queue.Queue[tuple[str, Callable[[], None]] | None], warn: WarnOnce) -> None:
+    while (task := calls.get()) is not None:
+        _make(*task, warn)
+        calls.task_done()
+        del task  # or it would hold the tracker until the next row
+    calls.task_done()
+
+
+def _make(tracker: str, call: Callable[[], None], warn: WarnOnce) -> None:
+    try:
+        call()
+    except Exception as error:
+        warn(f"{tracker} failed", f"{tracker}: a row of geometry could not be logged ({reason_of(error)})")
+
+
+def _stop(calls: queue.Queue[Any]) -> None:
+    with contextlib.suppress(queue.Full):  # a tracker that blocks: its thread is a daemon
+        calls.put_nowait(None)

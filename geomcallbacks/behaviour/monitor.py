@@ -16,8 +16,9 @@ from geomcallbacks.adapters.tracker import Row
 from geomcallbacks.reading.device import device_of
 from geomcallbacks.reading.locate import refuse_sharded, refuse_unsupported, unwrap
 from geomcallbacks.reading.no_trace import leave_no_trace
-from geomcallbacks.running.messages import OnError
+from geomcallbacks.running.messages import OnError, reason_of
 from geomcallbacks.running.processes import from_first, rank
+from geomcallbacks.running.record_writer import RecordWriter
 from geomcallbacks.running.run_monitor import Due, RunMonitor
 from geomcallbacks.schedule import Schedule
 from geomcallbacks.settings import ReadingSettings
@@ -64,6 +65,11 @@ class BehaviourMonitor(RunMonitor):
         """Tell several monitors of one run apart in its checkpoints."""
         return f"behaviour {sorted(self.measures)}"
 
+    @property
+    def prefixes(self) -> list[str]:
+        """The keys under which its numbers are logged, without what a measure calls them."""
+        return [f"behaviour/{name}" for name in self.measures]
+
     def step(
         self, model: nn.Module, step: int, *, tokens: int | None = None, last: bool = False
     ) -> dict[str, float | None]:
@@ -88,24 +94,17 @@ class BehaviourMonitor(RunMonitor):
         with self._measuring(model, step, kind) as run:
             begin = time.perf_counter()
             values, errors = measure_all(self.measures, model) if rank() == 0 else ({}, {})
-            reasons = {name: f"{type(error).__name__}: {error}" for name, error in errors.items()}
+            reasons = {name: reason_of(error) for name, error in errors.items()}
             shared = json.loads(from_first(json.dumps([values, reasons]), device_of(model)))
             found: dict[str, float | None] = shared[0]
             for name, reason in shared[1].items():
-                self._report(name, reason, errors.get(name), step)
+                if self.on_error == "raise":
+                    raise errors.get(name) or RuntimeError(f"the first process failed to measure {name!r} ({reason})")
+                self._fail(run, step, name, reason, f"{name!r} was not measured at step {step}")
             line = {"step": step, "seconds": time.perf_counter() - begin, **found}
-            if found and run.writer is not None:
-                with self._keep_going():
-                    run.writer.write(line if tokens is None else line | {"tokens": tokens})
+            if found:
+                run.file.keep(RecordWriter.write, line if tokens is None else line | {"tokens": tokens})
         return found
-
-    def _report(self, name: str, reason: str, error: Exception | None, step: int) -> None:
-        """Raise, or warn once for each measure and kind of failure: messages carry sizes, and would always differ."""
-        if self.on_error == "raise":
-            raise error or RuntimeError(f"the first process failed to measure {name!r} ({reason})")
-        if rank() == 0:
-            kind = reason.partition(":")[0]
-            self._warn_once(f"{name} {kind}", f"{name!r} was not measured at step {step} ({reason}); training goes on")
 
     def _prepare(self, model: nn.Module) -> None:
         check_measures(self.measures, model)
@@ -159,6 +158,7 @@ def behaviour_row(monitor: BehaviourMonitor, found: Mapping[str, float | None]) 
     values = {f"behaviour/{key}": value for key, value in found.items() if value is not None}
     names = [f"behaviour/{name}/" for name in monitor.measures]
     lines = [{key: value for key, value in values.items() if key.startswith(name)} for name in names]
+    values |= {f"behaviour/{name}/failed": 1.0 for name in monitor.failed}
     missing = [f"behaviour/{key}" for key, value in found.items() if value is None]
     return Row(values, missing, [line for line in lines if line])
 

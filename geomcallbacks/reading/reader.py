@@ -50,6 +50,7 @@ class Reader:
     Attributes:
         called: the module that is called.
         points: where it is read.
+        last: what the last layer, -1, is called.
         spread: how the model is spread over processes.
         language_model: the language model that is read; None where it is another module.
 
@@ -73,6 +74,7 @@ class Reader:
             if self.spread.sharded:
                 self.called, self._forward = entry_of(model, root), partial(_call_entry, root)
         self.points = locate.read_points(root_name, root, layers)
+        self.last = locate.read_points(root_name, root, -1)[0].label
         # A module may run more than once in a pass, and the last time counts; a block of a language model runs once.
         # Accelerate's own hooks must see the end of a block whose weights they had brought in.
         offloads = any(hasattr(child, "_hf_hook") for child in self.called.modules())

@@ -32,8 +32,9 @@ class Budget:
         self.optional = float(known.get("optional_seconds", 0.0))
         self._booked = (step, now)  # up to where training is booked
         self._paces: deque[float] = deque([self.training / self.updates] if self.updates else [], maxlen=9)
-        # The cheaper of the last two is expected: a process's first measurement warms up, and says little.
         self._costs: deque[float] = deque([known["cost"]] if "cost" in known else [], maxlen=2)
+        self._cold: float | None = None  # the process's first measurement, which warms up, until the next is known
+        self._measured = 0  # by this process
         self.warm = False  # whether this process's first update is booked: it compiles and allocates, and is no pace
 
     @property
@@ -56,18 +57,30 @@ class Budget:
     def measured(self, seconds: float, *, optional: bool) -> None:
         """Book a measurement: its time is no training."""
         self._booked = (self._booked[0], self._booked[1] + seconds)
+        self._measured += 1
+        if self._measured == 1:
+            self._cold = seconds if optional else 0.0
+            return
         self._costs.append(seconds)
+        if self._cold is not None:  # what it took beyond the next is no measuring
+            self.optional += min(self._cold, seconds)
+            self._cold = None
         if optional:
             self.optional += seconds
 
     def allows(self, total: int | None) -> bool:
-        """Whether one more optional measurement fits, in a run of `total` updates."""
+        """Whether one more optional measurement fits, in a run of `total` updates.
+
+        As long as no warm one is known, the next is taken to learn its cost, once the pace is known.
+        """
+        if not self._costs:
+            return self.knows_pace
         account = self.account(total)
         return account["spent"] + account["cost"] <= account["allowed"]
 
     def account(self, total: int | None) -> dict[str, float]:
         """Return, in seconds, what a measurement costs, what optional ones have, and what they may have by now."""
-        cost = min(self._costs, default=0.0)
+        cost = min(self._costs, default=self._cold or 0.0)  # the cheaper of two: one may have been disturbed
         return {"cost": cost, "spent": self.optional, "allowed": self._allowance(total)}
 
     def _allowance(self, total: int | None) -> float:

@@ -7,6 +7,7 @@ import json
 import os
 import uuid
 import weakref
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,17 +21,25 @@ from geomcallbacks.running.files import replace_file
 
 #: Writers of this process by file. A run that was interrupted (a notebook's stop button) still holds its lock.
 _OPEN: weakref.WeakValueDictionary[Path, RecordWriter] = weakref.WeakValueDictionary()
+#: Lines that wait for a disk that is full. One is a few hundred bytes.
+_MOST_WAITING = 10_000
 
 
 class RecordWriter:
     """Append to a run's record file, and keep it locked against other writers for as long as it is open.
 
+    A line that cannot be written raises, and is tried again before the next.
+
     Args:
-        path: where the file is to be. A run that starts at update 0 where a file stands, or that meets another
-            writer, takes the next free name (`geometry-2.jsonl`).
+        path: where the file is to be. Where another run's file stands, the next free name (`geometry-2.jsonl`).
         step: update at which this process starts: 0, or that of the checkpoint it resumed from.
-        header: settings, versions and probes, written as the header line.
-        run_id: of the run that goes on; None: the last file goes on where `step` is above 0, else a new run begins.
+        header: settings, versions and probes; the header line, which `flush` writes.
+        run_id: of the run that goes on in its file; None: a new run begins, whatever `step` is.
+
+    Attributes:
+        path: the file.
+        run_id: names the run.
+        goes_on: whether the file holds what the run has recorded before.
 
     Raises:
         OSError: the folder cannot be made or written.
@@ -38,21 +47,21 @@ class RecordWriter:
 
     def __init__(self, path: str | Path, step: int, header: Mapping[str, Any], run_id: str | None = None) -> None:
         self.run_id = run_id or uuid.uuid4().hex[:12]
-        self.path, self._file = _open_locked(Path(path), step > 0, run_id)
+        self.path, self._file, self.goes_on = _open_locked(Path(path), run_id)
         _OPEN[self.path.resolve()] = self
-        _end_torn_line(self.path, self._file)
+        self._waiting: deque[bytes] = deque([b"\n"] if _is_torn(self.path) else [], maxlen=_MOST_WAITING)
         resumed_from = step if step > 0 else None
         begin = {"kind": "header", "schema": SCHEMA, "run_id": self.run_id, "resumed_from": resumed_from}
-        self._append({**begin, **header})
+        self._waiting.append(_line({**begin, **header}))
 
     def write(self, *lines: Mapping[str, Any]) -> None:
         """Append measurements, each a flat mapping that has its `step` and no NaN."""
         for line in lines:
             self._append({"kind": "record", **line})
 
-    def skip(self, step: int, reason: str, account: Mapping[str, Any]) -> None:
-        """Append that a measurement which was due was not taken, and why."""
-        self._append({"kind": "skip", "step": step, "reason": reason, **account})
+    def skip(self, step: int, reason: str, /, **more: Any) -> None:
+        """Append that a measurement which was due was not taken or failed, and why."""
+        self._append({"kind": "skip", "step": step, "reason": reason, **more})
 
     def keep_spectra(self, step: int, records: Sequence[GeometryRecord]) -> str | None:
         """Keep the eigenvalues of one measurement beside the file; see `write_spectra`."""
@@ -67,12 +76,37 @@ class RecordWriter:
             if not file.is_file():
                 probe.save(file)
 
+    def flush(self) -> None:
+        """Write what waits: the header, and lines that could not be written before."""
+        while self._waiting:
+            _append(self._file, self._waiting[0])
+            self._waiting.popleft()
+
     def close(self) -> None:
-        """Close the file and release its lock. Closing twice is harmless."""
+        """Write what waits, close the file and release its lock. Closing twice is harmless."""
+        try:
+            if not self._file.closed:
+                self.flush()
+        finally:
+            self._file.close()
+
+    def forget(self) -> None:
+        """Let go of the file without a word: in a forked process, which would hold the lock when this one has ended."""
+        self._waiting.clear()
         self._file.close()
 
     def _append(self, line: Mapping[str, Any]) -> None:
-        _append(self._file, (json.dumps(line, allow_nan=False, ensure_ascii=False) + "\n").encode())
+        self._waiting.append(_line(line))
+        self.flush()
+
+
+def _forget_all() -> None:
+    for writer in list(_OPEN.values()):
+        writer.forget()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+    os.register_at_fork(after_in_child=_forget_all)
 
 
 def write_spectra(folder: Path, step: int, records: Sequence[GeometryRecord]) -> str | None:
@@ -100,17 +134,20 @@ def record_lines(records: Iterable[GeometryRecord], spectra: str | None) -> list
     return lines
 
 
-def _open_locked(path: Path, resume: bool, run_id: str | None) -> tuple[Path, Any]:
-    """Open the file of the run that goes on, or the next free name: a new run, or one that has left no file here."""
+def _open_locked(path: Path, run_id: str | None) -> tuple[Path, Any, bool]:
+    """Open the file of the run that goes on, or the next free name: a new run, or one that has left no file here.
+
+    Returns:
+        The path, the file, and whether it is that of the run that goes on.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A checkpoint that does not say which run it is of: the last file is the one that goes on.
-    for candidate in reversed(run_files(path)) if resume else ():
-        if candidate.exists() and (run_id is None or _holds(candidate, run_id)):
-            if run_id is not None and candidate.resolve() in _OPEN:
+    for candidate in reversed(run_files(path)) if run_id is not None else ():
+        if candidate.exists() and _holds(candidate, run_id):
+            if candidate.resolve() in _OPEN:
                 _OPEN[candidate.resolve()].close()
             file = candidate.open("ab", buffering=0)
             if _lock(file):
-                return candidate, file
+                return candidate, file, True
             file.close()
     number = 1
     while True:
@@ -121,11 +158,11 @@ def _open_locked(path: Path, resume: bool, run_id: str | None) -> tuple[Path, An
         file = candidate.open("ab", buffering=0)
         # Another run may have begun the file between the look and the lock.
         if _lock(file) and file.tell() == 0:
-            return candidate, file
+            return candidate, file, False
         file.close()
 
 
-def _holds(path: Path, run_id: str) -> bool:
+def _holds(path: Path, run_id: str | None) -> bool:
     try:
         return any(line.get("run_id") == run_id for line in read_lines(path))
     except ValueError:
@@ -158,8 +195,12 @@ def _append(file: Any, data: bytes) -> None:
         raise
 
 
-def _end_torn_line(path: Path, file: Any) -> None:
-    """Put what follows a killed writer's unfinished line onto a line of its own."""
-    with path.open("rb") as existing:
-        if existing.seek(0, os.SEEK_END) and existing.seek(-1, os.SEEK_END) >= 0 and existing.read(1) != b"\n":
-            _append(file, b"\n")
+def _line(line: Mapping[str, Any]) -> bytes:
+    text = json.dumps(line, allow_nan=False, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "replace")  # half of a surrogate pair, in the words of an error
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether a killed writer has left an unfinished line, which is to be ended."""
+    with path.open("rb") as file:
+        return file.seek(0, os.SEEK_END) > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import platform
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,36 +16,15 @@ from torch import nn
 
 from geomcallbacks.reading.device import device_of
 from geomcallbacks.running.budget import Budget
-from geomcallbacks.running.messages import OnError, WarnOnce
+from geomcallbacks.running.messages import OnError, WarnOnce, reason_of
 from geomcallbacks.running.processes import any_process, first_decides, rank
 from geomcallbacks.running.record_writer import RecordWriter
+from geomcallbacks.running.run import Run
+from geomcallbacks.running.run_file import RunFile
 from geomcallbacks.schedule import Schedule
 
 #: Whether the budget had a say in a measurement that is due.
 Due = Literal["optional", "fixed"]
-
-
-@dataclass
-class Run:
-    """What belongs to one run, from `start` to `close`.
-
-    Attributes:
-        total_steps: updates of the run, where known.
-        ending: says whether this process has been told to end.
-        budget: what measuring has cost; None where the schedule sets no bound.
-        step: the last update that was asked about.
-        settled: the last update whose measurement was taken, failed or skipped.
-        run_id: names the run, also after it is resumed.
-        writer: of the record file; None without one, and on all ranks but the first.
-    """
-
-    total_steps: int | None
-    ending: Callable[[], bool] | None
-    budget: Budget | None
-    step: int
-    settled: int | None
-    run_id: str | None = None
-    writer: RecordWriter | None = None
 
 
 class RunMonitor(ABC):
@@ -59,6 +38,7 @@ class RunMonitor(ABC):
 
     Attributes:
         record_path: the record file of the latest run: `path`, or the next free name where another run's file stood.
+        failed: why the latest measurement failed, by the part of it that did: a probe's label, a measure's name.
 
     Raises:
         ValueError: an argument is wrong by itself.
@@ -72,20 +52,37 @@ class RunMonitor(ABC):
         if total_steps is not None and total_steps < 0:
             raise ValueError(f"total_steps={total_steps}: give the number of updates of the run, or None")
         self.schedule, self.on_error, self.total_steps = schedule, on_error, total_steps
-        self.path = self.record_path = None if path is None else Path(path)
+        self.path = self.record_path = None if path is None else Path(path).expanduser()
+        self.failed: dict[str, str] = {}
         self._run: Run | None = None
         self._state: dict[str, Any] = {}  # of the run before `start` or after `close`
         self._resumes = False  # whether the next start goes on from that state
         self._warn_once = WarnOnce()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the open run behind: a copy (`deepcopy`, a spawned process) measures a run of its own."""
+        return vars(self) | {"_run": None, "_state": self.state_dict(), "record_path": self.path, "failed": {}}
 
     @property
     @abstractmethod
     def key(self) -> str:
         """Tell several monitors of one run apart in its checkpoints."""
 
+    #: Last parts of the keys under which its numbers are logged, where they are known beforehand.
+    names: Sequence[str] = ()
+
+    @property
+    @abstractmethod
+    def prefixes(self) -> list[str]:
+        """The keys under which its numbers are logged, without their last parts."""
+
     @abstractmethod
     def step(self, model: nn.Module, step: int, *, tokens: int | None = None, last: bool = False) -> Any:
         """Measure if it is due after `step` updates; return what was found, empty where nothing was."""
+
+    @abstractmethod
+    def measure(self, model: nn.Module, step: int, *, tokens: int | None = None, kind: Due = "fixed") -> Any:
+        """Measure now, whatever the schedule says; see `step`."""
 
     @abstractmethod
     def _prepare(self, model: nn.Module) -> None:
@@ -99,9 +96,20 @@ class RunMonitor(ABC):
         """Return what the file's header says besides schedule and versions; `settings` are joined to the schedule's."""
 
     @property
+    def running(self) -> bool:
+        """Whether a run is open."""
+        return self._run is not None
+
+    @property
     def resumed_from(self) -> int:
         """The update from which the next start goes on; 0 for a new run."""
         return int(self._state["step"]) if self._resumes else 0
+
+    @property
+    def resumed_file(self) -> Path | None:
+        """The file of the run that the next start goes on with, where the checkpoint names one."""
+        file = self._state.get("file") if self._resumes else None
+        return None if file is None else Path(file)
 
     def start(
         self,
@@ -112,11 +120,13 @@ class RunMonitor(ABC):
         path: str | Path | None = None,
         ending: Callable[[], bool] | None = None,
         state: Mapping[str, Any] | None = None,
+        again: bool = False,
+        header: Mapping[str, Any] | None = None,
     ) -> None:
         """Begin a run: check everything that needs the model, and open the record file.
 
         `due` calls it if it was not called before; adapters call it before the first update. Calling it again begins
-        another run.
+        another run. A run that goes on without a state begins a file of its own: nothing tells whose the others are.
 
         Args:
             model: the model, before the first update.
@@ -126,34 +136,51 @@ class RunMonitor(ABC):
             ending: says whether this process has been told to end. Nothing is measured any more then. We install no
                 signal handler.
             state: of the checkpoint, as `state_dict` gave it; None: what `load_state_dict` was given, if anything.
+            again: the open run has failed and begins anew at update 0, in the same file.
+            header: what the file's header says besides.
 
         Raises:
             ValueError: the model and the arguments do not fit, or the checkpoint's run was measured otherwise.
         """
+        before = self._run if again else None
         self.close()
         if state is not None:
             self.load_state_dict(state)
         known = self._state if self._resumes and step > 0 else {}
-        self._prepare(model)
         share = self.schedule.budget
         budget = None if share is None else Budget(share, step, time.perf_counter(), known.get("spent"))
         total = self.total_steps if total_steps is None else total_steps
         settled = known.get("measured", step) if step > 0 else None
-        run = self._run = Run(total, ending, budget, step, settled, known.get("run_id"))
-        self._resumes = False
-        self.record_path = self.path or (None if path is None else Path(path))
-        if self.record_path is not None and rank() == 0:
-            with self._keep_going():
-                run.writer = RecordWriter(self.record_path, step, self._whole_header(run), run.run_id)
-                run.run_id, self.record_path = run.writer.run_id, run.writer.path
+        problem = self._try(model)
+        attempt = 1 if before is None else before.attempt + 1
+        run = Run(total, ending, budget, step, settled, RunFile(self.on_error, self._warn_once), attempt)
+        run_id = known.get("run_id") if before is None else before.file.run_id
+        place = self.path or (None if path is None else Path(path).expanduser())
+        run.file.open(place, step, {**self._whole_header(run), **(header or {})}, run_id, self.resumed_file)
+        self._run, self._resumes, self.record_path = run, False, run.file.path
+        if problem is not None:
+            self._fail(run, step, "trial", problem, "the trial pass failed, so that the model is not checked")
         self._begin(run, model, step)
+
+    def _try(self, model: nn.Module) -> str | None:
+        """Check the model; return why that was not possible. Only what is wrong with the arguments raises."""
+        try:
+            self._prepare(model)
+        except (ValueError, TypeError):
+            raise
+        except Exception as error:
+            if self.on_error == "raise":
+                raise
+            return reason_of(error)  # not the error: its frames hold what has filled the memory
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain numbers and strings for a checkpoint: its update, its record file, what of a budget is spent."""
         run = self._run
         if run is None or self._resumes:
-            return {"step": 0, "measured": None, "run_id": None} | self._state
-        state: dict[str, Any] = {"step": run.step, "measured": run.settled, "run_id": run.run_id}
+            return {"step": 0, "measured": None, "run_id": None, "file": None} | self._state
+        file = None if run.file.path is None else str(run.file.path.resolve())
+        state: dict[str, Any] = {"step": run.step, "measured": run.settled, "run_id": run.file.run_id, "file": file}
         return state if run.budget is None else state | {"spent": run.budget.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -166,9 +193,7 @@ class RunMonitor(ABC):
             return
         if not self._resumes:
             self._state = RunMonitor.state_dict(self)
-        if self._run.writer is not None:
-            with self._keep_going():
-                self._run.writer.close()
+        self._run.file.keep(RecordWriter.close)
         self._run = None
 
     def due(self, model: nn.Module, step: int, *, last: bool = False) -> Due | None:
@@ -185,7 +210,8 @@ class RunMonitor(ABC):
         Returns:
             "fixed" for the first, the last and those that the schedule names; "optional" for the others; None.
         """
-        run, step, device = self._run_of(model), int(step), device_of(model)
+        step, device, self.failed = int(step), device_of(model), {}
+        run = self._run_of(model, step)
         due = step != run.settled and (last or self.schedule.is_due(step, run.total_steps))
         # The first update is booked by itself, since it is no pace; the others whenever something is due.
         if run.budget is not None and (due or not run.budget.warm):
@@ -204,19 +230,22 @@ class RunMonitor(ABC):
         self._skip(run, run.budget, step)
         return None
 
-    def _run_of(self, model: nn.Module) -> Run:
-        """Return the run, and begin it where nobody has."""
+    def _run_of(self, model: nn.Module, step: int) -> Run:
+        """Return the run, and begin it where nobody has: before `step`, its first update.
+
+        A checkpoint whose state was taken before the monitor's step of the same update does not know of that.
+        """
         if self._run is None:
-            self.start(model, step=self.resumed_from)
+            self.start(model, step=max(self.resumed_from, step - 1) if self._resumes else 0)
             assert self._run is not None
         return self._run
 
     @contextmanager
     def _measuring(self, model: nn.Module, step: int, kind: Due) -> Iterator[Run]:
         """Settle the update, and book what the measurement inside costs."""
-        run = self._run_of(model)
+        run = self._run_of(model, step)
         begin = time.perf_counter()
-        run.settled = step
+        run.settled, self.failed = step, {}
         try:
             yield run
         finally:
@@ -235,23 +264,18 @@ class RunMonitor(ABC):
                 f"budget={budget.share} does not allow the measurement at step {step}: one takes {cost}, and of"
                 f" {allowed} allowed by now {spent} are spent. What else is skipped stands in the record file",
             )
-        if run.writer is not None:
-            with self._keep_going():
-                run.writer.skip(step, "budget", account)
+        run.file.keep(RecordWriter.skip, step, "budget", **account)
 
-    @contextmanager
-    def _keep_going(self) -> Iterator[None]:
-        """Warn of a file that cannot be written and go on: the numbers are shared by all ranks."""
-        try:
-            yield
-        except Exception as error:
-            if self.on_error == "raise":
-                raise
-            reason = f"{type(error).__name__}: {error}"
-            self._warn_once("file", f"{self.record_path} could not be written ({reason}); training goes on without")
+    def _fail(self, run: Run, step: int, part: str, reason: str, told: str) -> None:
+        """Note a part of a measurement that failed: in the record file, and once in words for each kind of failure."""
+        self.failed[part] = reason
+        # Messages carry sizes and addresses, and would differ at every measurement.
+        self._warn_once(f"{part} {reason.partition(':')[0]}", f"{told} ({reason}); training goes on")
+        run.file.keep(RecordWriter.skip, step, reason, part=part)
 
     def _whole_header(self, run: Run) -> dict[str, Any]:
         header = self._header()
         settings = header.get("settings", {}) | {"schedule": asdict(self.schedule), "total_steps": run.total_steps}
         versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
-        return {"versions": versions} | header | {"settings": settings}
+        whole = {"versions": versions} | header | {"settings": settings}
+        return whole if run.attempt == 1 else whole | {"attempt": run.attempt}

@@ -51,12 +51,12 @@ def test_the_terminal_and_other_trackers_are_given_each_row(
 
     monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "notebook", Notebook)
     make_trainer(tmp_path, [Notebook(), geometry(layers=[0, 1]), behaviour()]).train()
-    keys = [f"geometry/probe/{layer}/rankme" for layer in ("layer0", "layer1")] + ["behaviour/held_out/loss"]
+    keys = [f"geometry/{layer}/rankme" for layer in ("layer0", "layer1")] + ["behaviour/held_out/loss"]
     for key in keys:
         assert [step for step, names in logged if key in names] == MEASURED
     lines = [ast.literal_eval(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     printed = [{key.rpartition("/")[0] for key in line} - {""} for line in lines]
-    curves = ["geometry/probe/layer0", "geometry/probe/layer1", *(f"behaviour/{name}" for name in drives.measures())]
+    curves = ["geometry/layer0", "geometry/layer1", *(f"behaviour/{name}" for name in drives.measures())]
     assert [names for names in printed if names] == [{curve} for curve in curves] * 3
 
 

@@ -20,8 +20,8 @@ def monitor(probe: Any, **settings: Any) -> GeometryMonitor:
     return GeometryMonitor(probe, alpha_window=tiny.WINDOW, **settings)
 
 
-def test_one_probe_and_layer_have_short_keys() -> None:
-    watch = monitor(tiny.probe(), layers=[1])
+def test_the_last_layer_of_one_probe_has_short_keys() -> None:
+    watch = monitor(tiny.probe(), layers=[3])
     (record,) = watch.measure(tiny.model(), 0)
     row = geometry_row(watch, [record])
     assert row.values == {f"geometry/{name}": value for name, value in record.metrics.items()}
@@ -30,12 +30,19 @@ def test_one_probe_and_layer_have_short_keys() -> None:
     assert torch.equal(row.spectra["geometry/log10_eigenvalues"], record.eigenvalues)
 
 
-def test_several_are_named_in_full_throughout() -> None:
-    for watch in (monitor({"a": tiny.probe(), "b": tiny.probe(70)}, layers=2), monitor(tiny.probe(), layers=[0, 2])):
-        records = watch.measure(tiny.model(), 0)
-        row = geometry_row(watch, records)
-        assert set(row.values) == {f"geometry/{r.probe}/{r.layer}/{name}" for r in records for name in METRIC_NAMES}
-        assert row.values[f"geometry/{records[1].probe}/layer2/trace"] == records[1].metrics["trace"]
+def test_a_second_layer_or_probe_adds_keys_and_renames_none() -> None:
+    model, probe = tiny.model(), tiny.probe()
+    wanted = {
+        "geometry": monitor(probe),
+        "geometry geometry/layer0": monitor(probe, layers=[0, -1]),
+        "geometry/a": monitor({"a": probe}),
+        "geometry/a geometry/a/layer1 geometry/b geometry/b/layer1": monitor({"a": probe, "b": probe}, layers=[1, 3]),
+        "geometry geometry/gpt_neox.layers.0": monitor(probe, layers=["gpt_neox.layers.0", -1]),
+    }
+    for keys, watch in wanted.items():
+        row = geometry_row(watch, watch.measure(model, 0))
+        assert set(row.values) == {f"{key}/{name}" for key in keys.split() for name in METRIC_NAMES}
+        assert sorted(watch.prefixes) == keys.split()
 
 
 def test_what_has_no_value_is_missing_and_a_phase_is_a_number() -> None:
@@ -44,7 +51,7 @@ def test_what_has_no_value_is_missing_and_a_phase_is_a_number() -> None:
         for parameter in model.parameters():
             parameter.fill_(0.0)
     row = geometry_row(watch, watch.measure(model, 0))
-    assert (row.values, row.spectra, row.printed) == ({}, {}, [{}])
+    assert (row.values, row.spectra, row.printed) == ({"geometry/failed": 1.0}, {}, [])
     assert set(row.missing) == {f"geometry/{name}" for name in (*METRIC_NAMES, "phase")}
     records = watch.measure(tiny.model(), 1)
     named = [type(record)(**{**vars(record), "phase": "compression-seeking", "news": "it began"}) for record in records]

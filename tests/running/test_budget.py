@@ -50,6 +50,7 @@ def test_a_run_of_known_length_by_hand() -> None:
 def test_an_unknown_length_follows_the_time_trained() -> None:
     run = Clocked(0.1)
     run.measure(1.0, optional=False)
+    run.measure(1.0, optional=False)
     run.train(*[1.0] * 9)
     assert not run.budget.allows(None)  # another second would be more than half of 0.9 s and of the rest
     run.train(1.0)
@@ -61,6 +62,7 @@ def test_an_unknown_length_follows_the_time_trained() -> None:
 def test_training_is_projected_by_the_median_pace() -> None:
     """An evaluation falls into one update: it has taken its time, and is not the pace of the others."""
     run = Clocked(0.02)
+    run.measure(9.0, optional=False)
     run.measure(8.0, optional=False)
     run.train(60.0, 1.0, 1.0, 500.0, 1.0)
     run.budget.trained(run.step, run.now)  # a second call at the same update is no update
@@ -71,7 +73,7 @@ def test_training_is_projected_by_the_median_pace() -> None:
 
 
 def test_what_compiles_is_no_pace_and_no_cost() -> None:
-    """The first update says nothing of the pace; the first measurement is believed until a second is cheaper."""
+    """The first update says nothing of the pace, and the first measurement nothing of the cost."""
     run = Clocked(0.01)
     run.measure(9.0, optional=False)
     run.train(5.0)
@@ -112,9 +114,26 @@ def test_a_resumed_run_gets_no_new_allowance() -> None:
     assert 9.0 <= run.budget.optional <= 11.0
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_a_cold_measurement_of_a_resumed_process_is_no_measure_of_the_others(known: bool) -> None:
+    """Warm ones of 0.1 s, 50 of which fit into 5 % of 100 s; the first of the new process takes 20 s."""
+    earlier = Clocked(0.05, 0)
+    earlier.measure(30.0, optional=False)
+    earlier.measure(0.1, optional=False)
+    run, taken = Clocked(0.05, 900, earlier.budget.state_dict() if known else None), 0
+    for step in range(901, 1001):
+        run.train(1.0)
+        if step % 2 == 0 and run.budget.allows(1000):
+            run.measure(0.1 if taken else 20.0)
+            taken += 1
+    assert taken in (49, 50)
+    assert run.budget.optional == pytest.approx(0.1 * taken)
+
+
 def test_a_run_resumed_without_its_account_has_that_of_what_is_left() -> None:
     run = Clocked(0.1, step=900)
     run.train(1.0, 1.0)
+    run.measure(9.0, optional=False)
     run.measure(1.0)
     # 10 % of 100 s, half at once: 0.5 + 0.5 x 2 / 100 of 10 s
     assert run.budget.account(1000) == pytest.approx({"cost": 1.0, "spent": 1.0, "allowed": 5.1})
