@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -84,6 +84,10 @@ def prepare(model: nn.Module, probes: Mapping[str, ProbeSet], settings: ReadingS
             f"precision='fp32', and the policy of the sharded model computes in {_dtype_name(reader.spread.dtype)}:"
             " give precision='training', or shard the model with another MixedPrecisionPolicy"
         )
+    low = next((p.dtype for p in reader.called.parameters() if p.dtype in (torch.bfloat16, torch.float16)), None)
+    if settings.precision == "fp32" and low is not None:
+        given = f"precision='fp32', and the model's weights are {_dtype_name(low)}, in which they compute"
+        raise ValueError(f"{given}: give precision='training', or a model in float32")
     warnings = []
     for label, probe in probes.items():
         if reader.language_model is not None:
@@ -240,8 +244,9 @@ def _gather(reader: Reader, probe: ProbeSet, settings: ReadingSettings, ending: 
 @contextmanager
 def _untouched(reader: Reader, settings: ReadingSettings, device: torch.device) -> Iterator[None]:
     """Run forward passes inside under the settings' autocast, and leave no trace on the model."""
+    own = reader.arithmetic if settings.precision == "training" and not torch.is_autocast_enabled(device.type) else None
     try:
-        with leave_no_trace(reader.called), settings.autocast(device):
+        with leave_no_trace(reader.called), own() if own else nullcontext(), settings.autocast(device):
             yield
     finally:
         if reader.spread.sharded:

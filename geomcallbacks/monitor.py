@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from geomcallbacks.measure import EndingError, LostPassError, measure_probe, prepare
@@ -25,7 +26,16 @@ from geomcallbacks.running.record_writer import RecordWriter, record_lines
 from geomcallbacks.running.run import Run
 from geomcallbacks.running.run_monitor import Due, RunMonitor
 from geomcallbacks.schedule import Schedule
-from geomcallbacks.settings import DEFAULT_WINDOW, ForwardFn, Layers, OnError, Positions, Precision, Settings
+from geomcallbacks.settings import (
+    DEFAULT_WINDOW,
+    ForwardFn,
+    Layers,
+    OnError,
+    Positions,
+    Precision,
+    Settings,
+    labelled,
+)
 
 _LOGGER = logging.getLogger("geomcallbacks")
 
@@ -67,7 +77,7 @@ class GeometryMonitor(RunMonitor):
     ) -> None:
         self.settings = Settings(**Settings.among(locals()))
         super().__init__(schedule, path, on_error, total_steps)
-        self.probes, self._is_labelled = _labelled(probe), isinstance(probe, Mapping)
+        self.probes, self._is_labelled = labelled(probe), isinstance(probe, Mapping)
         for label, rows in self.probes.items():
             self.settings.check_probe(label, rows)
         self._read_model: tuple[nn.Module, Reader] | None = None
@@ -210,6 +220,10 @@ class GeometryMonitor(RunMonitor):
             self._read_model = (model, self.settings.reader(model))
         reader = self._read_model[1]
         records = measure_probe(reader, label, probe, self.settings, step=step, tokens=tokens, ending=run.ending)
+        active = torch.is_autocast_enabled(device_of(model).type)
+        if self.settings.precision == "training" and not (run.driven or active or reader.arithmetic):
+            note = f"the precision of training is not known: measured in that of the weights, {records[0].precision}"
+            records = [replace(record, notes=[*record.notes, note]) for record in records]
         if records[0].batch_size < self.settings.batch_size:
             self.settings = replace(self.settings, batch_size=records[0].batch_size)
             self._warn_once("memory", f"the probe ran out of memory: batch_size is now {records[0].batch_size}")
@@ -277,20 +291,6 @@ class GeometryMonitor(RunMonitor):
         if records:
             kept = run.file.keep(RecordWriter.keep_spectra, step, records) if self.settings.spectra else None
             run.file.keep(RecordWriter.write, *record_lines(records, kept))
-
-
-def _labelled(probe: ProbeSet | Mapping[str, ProbeSet]) -> dict[str, ProbeSet]:
-    probes = dict(probe) if isinstance(probe, Mapping) else {"probe": probe}
-    if not probes:
-        raise ValueError("probe={} measures nothing: give a ProbeSet, or several by label")
-    for label, rows in probes.items():
-        if not isinstance(label, str) or not label or "/" in label:
-            raise ValueError(f"probe has the label {label!r}: give a word without '/'")
-        if not isinstance(rows, ProbeSet):
-            raise ValueError(
-                f"probe {label!r} is a {type(rows).__name__}, not a ProbeSet: build one with ProbeSet.from_texts"
-            )
-    return probes
 
 
 def _label(layer: int | str) -> str:

@@ -102,7 +102,7 @@ def record_file(path: str | Path) -> Path:
     Raises:
         FileNotFoundError: there is none.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.is_file():
         return path
     if files := record_files(path):
@@ -112,8 +112,11 @@ def record_file(path: str | Path) -> Path:
 
 
 def probes_folder(path: Path) -> Path:
-    """Where the probes of a record file are kept, each called by its fingerprint."""
-    return path.with_name(f"{path.stem}-probes")
+    """Where the probes of a record file are kept, each called by its fingerprint.
+
+    `Trainer.push_to_hub` leaves out what begins with an underscore: held-out text is not published with the model.
+    """
+    return path.with_name(f"_{path.stem}-probes")
 
 
 def spectra_folder(path: Path) -> Path:
@@ -173,7 +176,7 @@ def read_lines(path: str | Path) -> list[dict[str, Any]]:
     """Every whole line of a record file, headers and skips included. See `read_records` for what is raised."""
     lines: list[dict[str, Any]] = []
     broken: tuple[int, Exception] | None = None
-    for number, text in enumerate(Path(path).read_bytes().split(b"\n"), start=1):
+    for number, text in enumerate(Path(path).expanduser().read_bytes().split(b"\n"), start=1):
         if not text.strip():
             continue
         try:
@@ -206,7 +209,7 @@ def read_spectra(path: str | Path, record: Mapping[str, Any]) -> torch.Tensor:
         raise ValueError(f"no spectrum was kept at step {step}: run with spectra=True")
     if not (isinstance(kept, list | tuple) and len(kept) == 2 and all(isinstance(part, str) for part in kept)):
         raise ValueError(f"{path}, step {step}: spectrum is {kept!r}, and must be a file and the key in it")
-    folder, (file, key) = Path(path).resolve().parent, kept
+    folder, (file, key) = Path(path).expanduser().resolve().parent, kept
     if "\0" in file or not (folder / file).resolve().is_relative_to(folder):
         raise ValueError(f"{path}, step {step}: the spectrum's file {file!r} is outside the folder of the records")
     if not (folder / file).is_file():  # a named pipe would be waited for

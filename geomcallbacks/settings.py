@@ -20,7 +20,17 @@ from geomcallbacks.running.messages import OnError
 from geomcallbacks.schedule import Schedule
 
 #: The types of a constructor's arguments lie here together.
-__all__ = ["DEFAULT_WINDOW", "ForwardFn", "Layers", "OnError", "Positions", "Precision", "ReadingSettings", "Settings"]
+__all__ = [
+    "DEFAULT_WINDOW",
+    "ForwardFn",
+    "Layers",
+    "OnError",
+    "Positions",
+    "Precision",
+    "ReadingSettings",
+    "Settings",
+    "labelled",
+]
 
 Precision = Literal["training", "fp32", "bf16"]
 
@@ -153,3 +163,18 @@ class Settings(ReadingSettings):
         signatures equal to these fields.
         """
         return {field.name: arguments[field.name] for field in fields(cls)}
+
+
+def labelled(probe: ProbeSet | Mapping[str, ProbeSet]) -> dict[str, ProbeSet]:
+    """Return probes by label, `"probe"` where one was given without; raise ``ValueError`` for what is none."""
+    probes = dict(probe) if isinstance(probe, Mapping) else {"probe": probe}
+    if not probes:
+        raise ValueError("probe={} measures nothing: give a ProbeSet, or several by label")
+    for label, rows in probes.items():
+        if not isinstance(label, str) or not label or "/" in label:
+            raise ValueError(f"probe has the label {label!r}: give a word without '/'")
+        if not isinstance(rows, ProbeSet):
+            raise ValueError(
+                f"probe {label!r} is a {type(rows).__name__}, not a ProbeSet: build one with ProbeSet.from_texts"
+            )
+    return probes

@@ -89,16 +89,18 @@ def test_a_trace_is_not_written_through_links(outside: Path, run: Path, capfd: p
 @pytest.mark.parametrize("label", ["../../outside/x", "/etc/x", "con\0", "x" * 400, "<img src=x>"])
 def test_labels_make_no_file_names(label: str, outside: Path, tmp_path: Path) -> None:
     before, path = files(outside), tmp_path / "run" / "geometry.jsonl"
+    if "/" in label:
+        for monitor in (GeometryMonitor, BehaviourMonitor):
+            with pytest.raises(ValueError, match="without '/'"):
+                monitor({label: tiny.probe() if monitor is GeometryMonitor else lambda model: {}})
+        return
     monitor = GeometryMonitor({label: tiny.probe()}, alpha_window=tiny.WINDOW, path=path)
     record = monitor.step(tiny.model(), 0)[0]
     monitor.close()
     names = sorted(file.name for file in path.parent.iterdir())
-    assert names == ["geometry-probes", "geometry-spectra", "geometry.jsonl"]
+    assert names == ["_geometry-probes", "geometry-spectra", "geometry.jsonl"]
     assert read_spectra(path, read_records(path)[0]).tolist() == pytest.approx(record.eigenvalues.tolist(), rel=1e-5)
     assert files(outside) == before
-    if "/" in label:
-        with pytest.raises(ValueError, match="without '/'"):
-            BehaviourMonitor({label: lambda model: {}})
 
 
 def test_names_act_on_no_terminal(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -153,7 +153,7 @@ def test_record_and_header_carry_what_they_need(tmp_path: Path) -> None:
         "batch_size": 16,
         "reasons": {},
         "intervals": {},
-        "notes": [],
+        "notes": ["the precision of training is not known: measured in that of the weights, fp32"],
     }
     assert {key: line[key] for key in wanted} == wanted
     assert {name: line[name] for name in METRIC_NAMES} == record.metrics
@@ -168,8 +168,8 @@ def test_spectra_can_be_left_off(tmp_path: Path) -> None:
     monitor(path=tmp_path / "g.jsonl", spectra=False).measure(tiny.model(), 0)
     assert read_records(tmp_path / "g.jsonl")[0]["spectrum"] is None
     monitor(path=None).measure(tiny.model(), 0)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["g-probes", "g.jsonl"]
-    (kept,) = (tmp_path / "g-probes").iterdir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["_g-probes", "g.jsonl"]
+    (kept,) = (tmp_path / "_g-probes").iterdir()
     assert (kept.stem, ProbeSet.load(kept).fingerprint) == (tiny.probe().fingerprint,) * 2
 
 
@@ -278,7 +278,7 @@ def test_out_of_memory_halves_the_batch(tmp_path: Path) -> None:
         (record,) = watch.measure(model, 0)
     assert len(caught) == 1
     assert seen == [32, 16, 8] + [4] * 16
-    assert record.notes == [f"out of memory: batch_size halved to {size}" for size in (16, 8, 4)]
+    assert record.notes[:-1] == [f"out of memory: batch_size halved to {size}" for size in (16, 8, 4)]
     assert record.batch_size == 4
     assert record.metrics == pytest.approx(wanted.metrics, rel=1e-6)
     assert read_records(tmp_path / "g.jsonl")[0]["notes"] == record.notes

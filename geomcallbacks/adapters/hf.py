@@ -63,6 +63,7 @@ class MonitorCallback(Monitored, TrainerCallback):
                 ending=self._is_ending,
                 state={"step": state.global_step} | known["attributes"] if known else None,
                 again=again,
+                driven=True,
                 header={} if trial is None else {"trial": trial},
             )
         self._refuse_shared_keys(self._siblings)

@@ -45,6 +45,7 @@ class MonitorCallback(Monitored, L.Callback):
                 total_steps=_total_updates(trainer),
                 path=None if trainer.fast_dev_run else self._place(Path(folder or trainer.default_root_dir)),
                 ending=lambda: trainer.received_sigterm,
+                driven=True,
             )
         self._refuse_shared_keys(trainer.callbacks)
         for reader, key in keys_read(trainer, self._prefix):

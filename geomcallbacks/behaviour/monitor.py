@@ -100,7 +100,8 @@ class BehaviourMonitor(RunMonitor):
             for name, reason in shared[1].items():
                 if self.on_error == "raise":
                     raise errors.get(name) or RuntimeError(f"the first process failed to measure {name!r} ({reason})")
-                self._fail(run, step, name, reason, f"{name!r} was not measured at step {step}")
+                told = f"{name!r} was not measured at step {step}" if rank() == 0 else ""
+                self._fail(run, step, name, reason, told)
             line = {"step": step, "seconds": time.perf_counter() - begin, **found}
             if found:
                 run.file.keep(RecordWriter.write, line if tokens is None else line | {"tokens": tokens})

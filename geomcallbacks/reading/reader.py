@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from geomcallbacks.probe import ProbeBatch
 from geomcallbacks.reading import locate
+from geomcallbacks.reading.autocast import arithmetic_of
 from geomcallbacks.reading.device import device_of, send
 from geomcallbacks.reading.positions import Positions, pick_positions, position_count
 from geomcallbacks.reading.sharding import entry_of, spread_of
@@ -51,6 +52,7 @@ class Reader:
         called: the module that is called.
         points: where it is read.
         last: what the last layer, -1, is called.
+        arithmetic: that of the training loop, where its wrapper shows it.
         spread: how the model is spread over processes.
         language_model: the language model that is read; None where it is another module.
 
@@ -62,7 +64,7 @@ class Reader:
         self, model: nn.Module, layers: locate.Layers = -1, module: str | None = None, forward: ForwardFn | None = None
     ) -> None:
         self.spread = spread_of(model)
-        model = locate.unwrap(model)
+        whole, model = model, locate.unwrap(model)
         locate.refuse_unsupported(model)
         named = [isinstance(layer, str) for layer in locate.layer_list(layers)]
         root_name, root = locate.find_root(model, module, by_name=forward is not None or all(named))
@@ -73,6 +75,7 @@ class Reader:
             self.called, self._forward = locate.backbone_of(root), _call_backbone
             if self.spread.sharded:
                 self.called, self._forward = entry_of(model, root), partial(_call_entry, root)
+        self.arithmetic = arithmetic_of(whole, device_of(self.called))
         self.points = locate.read_points(root_name, root, layers)
         self.last = locate.read_points(root_name, root, -1)[0].label
         # A module may run more than once in a pass, and the last time counts; a block of a language model runs once.

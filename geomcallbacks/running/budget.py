@@ -33,8 +33,8 @@ class Budget:
         self._booked = (step, now)  # up to where training is booked
         self._paces: deque[float] = deque([self.training / self.updates] if self.updates else [], maxlen=9)
         self._costs: deque[float] = deque([known["cost"]] if "cost" in known else [], maxlen=2)
-        self._cold: float | None = None  # the process's first measurement, which warms up, until the next is known
-        self._measured = 0  # by this process
+        self._cold: float | None = None  # the process's first measurement, which warms up
+        self._unbooked = False  # and whether it is optional, as long as no warm one says what of it was measuring
         self.warm = False  # whether this process's first update is booked: it compiles and allocates, and is no pace
 
     @property
@@ -57,14 +57,13 @@ class Budget:
     def measured(self, seconds: float, *, optional: bool) -> None:
         """Book a measurement: its time is no training."""
         self._booked = (self._booked[0], self._booked[1] + seconds)
-        self._measured += 1
-        if self._measured == 1:
-            self._cold = seconds if optional else 0.0
+        if self._cold is None:
+            self._cold, self._unbooked = seconds, optional
             return
         self._costs.append(seconds)
-        if self._cold is not None:  # what it took beyond the next is no measuring
+        if self._unbooked:
             self.optional += min(self._cold, seconds)
-            self._cold = None
+            self._unbooked = False
         if optional:
             self.optional += seconds
 
@@ -73,10 +72,9 @@ class Budget:
 
         As long as no warm one is known, the next is taken to learn its cost, once the pace is known.
         """
-        if not self._costs:
-            return self.knows_pace
         account = self.account(total)
-        return account["spent"] + account["cost"] <= account["allowed"]
+        fits = account["spent"] + account["cost"] <= account["allowed"]
+        return fits or (not self._costs and self.knows_pace)
 
     def account(self, total: int | None) -> dict[str, float]:
         """Return, in seconds, what a measurement costs, what optional ones have, and what they may have by now."""

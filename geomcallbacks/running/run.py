@@ -21,6 +21,7 @@ class Run:
         settled: the last update whose measurement was taken, failed or skipped.
         file: its record file.
         attempt: how often it has begun at update 0.
+        driven: an adapter drives the monitor, and has made the arithmetic of training the active one.
     """
 
     total_steps: int | None
@@ -30,3 +31,4 @@ class Run:
     settled: int | None
     file: RunFile
     attempt: int = 1
+    driven: bool = False

@@ -122,6 +122,7 @@ class RunMonitor(ABC):
         state: Mapping[str, Any] | None = None,
         again: bool = False,
         header: Mapping[str, Any] | None = None,
+        driven: bool = False,
     ) -> None:
         """Begin a run: check everything that needs the model, and open the record file.
 
@@ -138,6 +139,7 @@ class RunMonitor(ABC):
             state: of the checkpoint, as `state_dict` gave it; None: what `load_state_dict` was given, if anything.
             again: the open run has failed and begins anew at update 0, in the same file.
             header: what the file's header says besides.
+            driven: the arithmetic of training, autocast or none, is active whenever the monitor is called.
 
         Raises:
             ValueError: the model and the arguments do not fit, or the checkpoint's run was measured otherwise.
@@ -153,7 +155,7 @@ class RunMonitor(ABC):
         settled = known.get("measured", step) if step > 0 else None
         problem = self._try(model)
         attempt = 1 if before is None else before.attempt + 1
-        run = Run(total, ending, budget, step, settled, RunFile(self.on_error, self._warn_once), attempt)
+        run = Run(total, ending, budget, step, settled, RunFile(self.on_error, self._warn_once), attempt, driven)
         run_id = known.get("run_id") if before is None else before.file.run_id
         place = self.path or (None if path is None else Path(path).expanduser())
         run.file.open(place, step, {**self._whole_header(run), **(header or {})}, run_id, self.resumed_file)
@@ -267,10 +269,13 @@ class RunMonitor(ABC):
         run.file.keep(RecordWriter.skip, step, "budget", **account)
 
     def _fail(self, run: Run, step: int, part: str, reason: str, told: str) -> None:
-        """Note a part of a measurement that failed: in the record file, and once in words for each kind of failure."""
+        """Note a part of a measurement that failed: in the record file, and once in words for each kind of failure.
+
+        Nothing is `told` by a process which another one has told of it.
+        """
         self.failed[part] = reason
-        # Messages carry sizes and addresses, and would differ at every measurement.
-        self._warn_once(f"{part} {reason.partition(':')[0]}", f"{told} ({reason}); training goes on")
+        if told:  # messages carry sizes and addresses, and would differ at every measurement
+            self._warn_once(f"{part} {reason.partition(':')[0]}", f"{told} ({reason}); training goes on")
         run.file.keep(RecordWriter.skip, step, reason, part=part)
 
     def _whole_header(self, run: Run) -> dict[str, Any]:

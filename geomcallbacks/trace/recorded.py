@@ -47,7 +47,8 @@ class Recorded:
             ValueError: none is kept.
         """
         found: dict[str, ProbeSet] = {}
-        folders = (probes_folder(self.file), self.file.parent)
+        before = self.file.with_name(f"{self.file.stem}-probes")  # as it was called up to 0.1
+        folders = (probes_folder(self.file), before, self.file.parent)
         for file in [file for folder in folders for file in sorted(folder.glob("*.safetensors")) if file.is_file()]:
             if self.fingerprints.keys() <= found.keys():
                 break

@@ -35,8 +35,8 @@ from training.weights import Weights
 #: What a stage writes, and nothing else: the folder may hold files of the user's own.
 WRITTEN = (
     *("checkpoint-*", "model", "start", "start.part", "corpus", "geometry*-spectra", "crossed*-spectra"),
-    *("geometry*-probes", "crossed*-probes", "geometry*.jsonl", "behaviour*.jsonl", "crossed*.jsonl", "pairs_*.jsonl"),
-    *("*_rollouts.safetensors", "rollouts.json", "finished.json", "settings.json"),
+    *("_geometry*-probes", "_crossed*-probes", "geometry*.jsonl", "behaviour*.jsonl", "crossed*.jsonl"),
+    *("pairs_*.jsonl", "*_rollouts.safetensors", "rollouts.json", "finished.json", "settings.json"),
 )
 
 

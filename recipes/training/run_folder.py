@@ -24,7 +24,7 @@ FREE_ON_RESUME = (
 #: What a run writes, and nothing else: the folder may hold files of the user's own.
 WRITTEN = (
     *("checkpoints", "resume", "loss", "corpus", "tokenizer", "geometry.png"),
-    *("geometry*.jsonl", "geometry*-spectra", "geometry*-probes", "behaviour*.jsonl"),
+    *("geometry*.jsonl", "geometry*-spectra", "_geometry*-probes", "behaviour*.jsonl"),
     *("cloze_*.json", "memorisation.safetensors", "token_counts.txt"),
 )
 

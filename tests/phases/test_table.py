@@ -10,6 +10,7 @@ from demo_curve import DEMO
 
 from geomcallbacks.cli import main
 from geomcallbacks.phases import PHASE_NAMES
+from geomcallbacks.record import read_lines
 from geomcallbacks.running.record_writer import RecordWriter
 
 
@@ -90,5 +91,6 @@ def test_of_a_folder_the_latest_start_is_taken(tmp_path: Path, capsys: pytest.Ca
     write(tmp_path / "geometry.jsonl", {("web", "layer3"): DEMO})
     assert "warm-up" in shown(capsys, tmp_path)
     write(tmp_path / "geometry-2.jsonl", {("web", "layer3"): DEMO}, from_scratch=True)
-    RecordWriter(tmp_path / "geometry-2.jsonl", 8000, {"settings": {"from_scratch": False}}).close()  # resumed
+    run_id = read_lines(tmp_path / "geometry-2.jsonl")[0]["run_id"]
+    RecordWriter(tmp_path / "geometry-2.jsonl", 8000, {"settings": {"from_scratch": False}}, run_id).close()  # resumed
     assert "warm-up" not in shown(capsys, tmp_path)

@@ -148,7 +148,7 @@ def test_recipes_measure_sharded_weights_and_leave_behaviour_out(two: Two, name:
     assert (two[0] / "output.txt").read_text().count("behaviour is not (no behaviour.jsonl)") == len(micro.MODULES)
     records = read_records(folder / "geometry.jsonl")
     assert sorted({record["step"] for record in records}) == [0, 2, 4]
-    probes = {file.stem: ProbeSet.load(file) for file in folder.glob("geometry-probes/*")}
+    probes = {file.stem: ProbeSet.load(file) for file in folder.glob("_geometry-probes/*")}
     trained = AutoModelForCausalLM.from_pretrained(folder / "model")
     for record in records[-len(probes) :]:
         monitor = GeometryMonitor(probes[record["fingerprint"]], positions=4, alpha_window=(2, 12))

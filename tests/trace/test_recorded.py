@@ -49,7 +49,7 @@ def test_a_batch_that_memory_had_halved_is_measured_so_again(tmp_path: Path) -> 
 def test_a_probe_that_was_not_kept_must_be_given(tmp_path: Path) -> None:
     run = live(tmp_path)
     kept = tiny.probe()
-    shutil.rmtree(run / "geometry-probes")
+    shutil.rmtree(run / "_geometry-probes")
     with pytest.raises(ValueError, match=r"measured on probe 'probe' \(\w{16}\), which is not kept.*--probe"):
         trace(run, reading=CPU)
     assert not trace(run, probes=kept, reading=CPU, out=run / "given.jsonl").failed
