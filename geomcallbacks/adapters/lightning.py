@@ -30,6 +30,10 @@ class MonitorCallback(Monitored, L.Callback):
     _measured_at = -1
     _logged: tuple[str, ...] = ()  # keys that stand in callback_metrics
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave behind the module's functions that Lightning hangs onto every callback, and with them the model."""
+        return {name: value for name, value in vars(self).items() if name not in ("log", "log_dict")}
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Check arguments and model, and measure update 0, or that of a checkpoint whose measurement is missing."""
         folder = trainer.log_dir  # asked on every rank: Lightning broadcasts it
