@@ -16,7 +16,7 @@ def jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         ValueError: a line is no JSON, or no object.
     """
-    with path.open(encoding="utf-8-sig") as lines:
+    with path.expanduser().open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue

@@ -118,7 +118,7 @@ class Choices:
         """Write the rows to a JSON file."""
         columns = {"prompt_ids": self.prompt_ids, "option_ids": self.option_ids, "answers": self.answers}
         content = {"format": _FORMAT, "fingerprint": self.fingerprint, **columns}
-        replace_file(path, json.dumps(content).encode())
+        replace_file(Path(path).expanduser(), json.dumps(content).encode())
 
     @classmethod
     def load(cls, path: str | Path) -> Choices:
@@ -128,7 +128,7 @@ class Choices:
             ValueError: the file holds no choices, or they do not match their fingerprint.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
         except ValueError as error:  # no JSON, or no text
             raise ValueError(f"{path} holds no saved choices: {error}") from error
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
