@@ -93,12 +93,14 @@ class Markup:
     def __init__(self, tokenizer: Any) -> None:
         self._decode = getattr(tokenizer, "decode", None)
         self._blank: dict[int, bool] = {}
-        ends = [getattr(tokenizer, f"{name}_token_id", None) for name in ("eos", "sep")]  # GPT-2's EOS is its unk too
-        special = set(getattr(tokenizer, "all_special_ids", ())) - {getattr(tokenizer, "unk_token_id", None)}
         template = str(getattr(tokenizer, "chat_template", None) or "")
-        added = getattr(tokenizer, "added_tokens_decoder", {})
-        written = {id for id, token in added.items() if str(token).strip() and str(token) in template}
-        self._ids = (special | written | set(ends)) - {None}
+        marks = set(getattr(tokenizer, "all_special_ids", ()))
+        for token, added in getattr(tokenizer, "added_tokens_decoder", {}).items():
+            if added.special or (str(added).strip() and str(added) in template):
+                marks.add(token)
+        marks -= {getattr(tokenizer, "unk_token_id", None)}
+        marks |= {getattr(tokenizer, f"{name}_token_id", None) for name in ("eos", "sep")}  # GPT-2's EOS is its unk too
+        self._ids = marks - {None}
 
     def without_end(self, row: list[int]) -> list[int]:
         """Return a row up to its last token of content: without the marks behind it, and the blanks behind a mark."""
