@@ -38,8 +38,8 @@ def warn_of_rows(input_ids_nt: Tensor, lengths_n: Tensor, tokenizer: Any = None)
         shown = f"token {token}" + (f" ({decode([token])!r})" if decode else "")
         _warn(
             f"{most} of the probe's {rows} different rows end in {shown}: their last states are alike, and RankMe of "
-            "positions='last' comes out too low. Cut that token off the rows, leave out what closes every text (a chat "
-            "template's generation prompt, an end mark, a line end), or measure positions=8"
+            "positions='last' comes out too low. Cut that token off the rows (padding is marked in mask_nt), leave out "
+            "what closes every text (a generation prompt, an end mark, a line end), or measure positions=8"
         )
 
 
