@@ -11,7 +11,8 @@ from typing import Any
 
 from geomcallbacks.probe import ProbeSet
 from geomcallbacks.probing.columns import text_of
-from geomcallbacks.probing.offline import cut_texts, held_out_texts
+from geomcallbacks.probing.offline import held_out_texts
+from geomcallbacks.probing.pieces import FilePieces, cut_texts
 from geomcallbacks.trace.rows import hub_rows, jsonl_rows, parquet_rows
 
 _LABEL = re.compile(r"([A-Za-z0-9_.-]+)=(.+)")
@@ -76,7 +77,7 @@ class ProbeSource:
         if self.source == OFFLINE:
             return cut_texts(held_out_texts(), _CHARACTERS * self.length)
         if path.suffix == ".txt":
-            return cut_texts([path.read_text(encoding="utf-8-sig")], _CHARACTERS * self.length)
+            return FilePieces(path, _CHARACTERS * self.length)
         if path.suffix == ".jsonl":
             return self._column(jsonl_rows(path), "line")
         if path.suffix == ".parquet":
