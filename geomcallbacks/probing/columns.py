@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import numbers
-import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 _BATCH = 1000  # rows that are looked through at once
-_MAPPED = 1 << 26  # bytes of a mapped file that are kept open at once
+_MAPPED = 1 << 26  # bytes of a mapped file that are read before it is opened anew …
+_OPENINGS = 64  # … but not more often than this
 
 
 class _InMemory(Sequence[Any]):
@@ -94,16 +95,25 @@ def _parts(texts: Sequence[Any]) -> Iterator[tuple[int, Sequence[Any]]]:
     if not getattr(source, "cache_files", None):
         yield 0, texts
         return
-    try:
-        mapping = pickle.dumps(source)  # names the files, and holds none of their rows
-    except Exception:  # a transform of the user's that cannot be pickled
-        yield 0, texts
-        return
-    rows = max(_BATCH, len(texts) * _MAPPED // int(source.data.nbytes))
+    rows = max(_BATCH, len(texts) // _OPENINGS, len(texts) * _MAPPED // max(1, int(source.data.nbytes)))
     name = texts.column_name  # type: ignore[attr-defined]
     for start in range(0, len(texts), rows):
-        part = pickle.loads(mapping)
-        yield start, part.select(range(start, min(start + rows, len(texts))))[name]
+        part = _mapped_anew(source).select(range(start, min(start + rows, len(texts))))
+        yield start, part[name]
+
+
+def _mapped_anew(dataset: Any) -> Any:
+    """Return a data set over the same files, which are opened again: copying a block of a mapped table does that."""
+    try:
+        table = copy.copy(dataset._data)
+        if hasattr(table, "blocks"):
+            blocks = [[copy.copy(block) for block in row] for row in table.blocks]
+            table.__setstate__(table.__getstate__() | {"blocks": blocks})
+        fresh = copy.copy(dataset)
+        fresh._data = table
+    except AttributeError:  # these are internal to `datasets`
+        return dataset
+    return fresh
 
 
 def _streamed(dataset: Any, name: str) -> Iterator[Any]:

@@ -13,9 +13,17 @@ import pyarrow as pa
 import pytest
 import tiny
 import torch
-from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from datasets import (
+    Dataset,
+    DatasetDict,
+    IterableDataset,
+    IterableDatasetDict,
+    concatenate_datasets,
+    load_from_disk,
+)
 
 from geomcallbacks import ProbeSet
+from geomcallbacks.probing import columns
 
 SETTINGS = {"size": 20, "max_length": 20, "min_length": 8}
 
@@ -55,6 +63,25 @@ def test_a_split_reads_the_column_once() -> None:
     assert len(train) == 2480
     assert len(read) <= 2500 + 2 * 20 + probe.dropped
     assert set(read) == set(range(2500))
+
+
+def test_a_split_of_mapped_files_finds_every_equal_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In shards, behind rows in memory, in another order: against plain Python."""
+    monkeypatch.setattr(columns, "_MAPPED", 1)
+    monkeypatch.setattr(columns, "_BATCH", 7)
+    distinct = tiny.texts(60)
+    Dataset.from_dict({"text": distinct * 3, "id": range(180)}).save_to_disk(tmp_path / "data", num_shards=3)
+    mapped = load_from_disk(tmp_path / "data")
+    held = concatenate_datasets([Dataset.from_dict({"text": distinct[:9], "id": range(180, 189)}), mapped])
+    for dataset in (mapped, held, held.shuffle(seed=3), mapped.select(range(20, 150)), held.sort("id").skip(5)):
+        assert dataset.cache_files
+        train, probe = ProbeSet.split(dataset, tiny.tokenizer(), **SETTINGS)
+        texts, own = list(dataset["text"]), tiny.tokenizer()
+        rows = {tuple(row[:length].tolist()) for row, length in zip(probe.input_ids_nt, probe.lengths_n, strict=True)}
+        ids = [tuple(own(text)["input_ids"][:20]) for text in texts]
+        wanted = [number for number, row in zip(dataset["id"], ids, strict=True) if row not in rows]
+        assert list(train["id"]) == wanted
+        assert len(wanted) < len(texts) - 20
 
 
 MEMORY = """
