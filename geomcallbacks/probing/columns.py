@@ -47,6 +47,8 @@ def column_of(dataset: Any, name: str) -> Any:
         raise ValueError(f"text_column={name!r} is not in the data set: it has {', '.join(map(str, names))}")
     if not hasattr(dataset, "__len__"):
         return _streamed(dataset, name)
+    if hasattr(dataset, "with_format") and dataset.format["type"] != "custom":
+        dataset = dataset.with_format(None)  # set_format(columns=…) hides the text from all who do not train on it
     try:
         values = dataset[name]
     except (LookupError, TypeError, ValueError) as error:

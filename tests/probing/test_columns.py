@@ -136,6 +136,17 @@ def test_tables_of_all_kinds_give_the_rows_of_a_list() -> None:
     assert {name: probe_of(table).fingerprint for name, table in tables.items()} == dict.fromkeys(tables, wanted)
 
 
+@pytest.mark.parametrize("kind", [None, "numpy", "torch", "pandas", "arrow"])
+@pytest.mark.parametrize("columns", [None, ["number"]], ids=["all columns", "without the text"])
+def test_the_format_of_a_data_set_is_for_training_alone(kind: str | None, columns: list[str] | None) -> None:
+    texts = tiny.texts(60)
+    dataset = Dataset.from_dict({"text": texts, "number": range(60)}).with_format(kind, columns=columns)
+    wanted = ProbeSet.from_texts(texts, tiny.tokenizer(), **SETTINGS).fingerprint
+    assert probe_of(dataset).fingerprint == wanted
+    train, probe = ProbeSet.split(dataset, tiny.tokenizer(), **SETTINGS)
+    assert (probe.fingerprint, len(train), train.format) == (wanted, 40, dataset.format)
+
+
 @pytest.mark.parametrize(
     "nothing", [None, float("nan"), np.float32("nan"), pd.NA, pd.NaT, pa.scalar(None, pa.string()), "", " "], ids=repr
 )
