@@ -245,8 +245,11 @@ class ProbeSet:
         Raises:
             ValueError: the file is not a probe, or its rows do not match its fingerprint.
         """
+        file_path = Path(path).expanduser()
+        if file_path.is_dir():
+            raise ValueError(f"{path} is a folder: give the file in it that ProbeSet.save wrote")
         try:
-            with safe_open(str(Path(path).expanduser()), framework="pt", device="cpu") as file:
+            with safe_open(str(file_path), framework="pt", device="cpu") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != _FORMAT:
                     raise ValueError(f"its format reads {metadata.get('format')!r}")

@@ -181,6 +181,11 @@ def test_changed_file_is_refused(tmp_path, part: str) -> None:
         ProbeSet.load(path)
 
 
+def test_a_folder_is_no_probe(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"is a folder: give the file in it that ProbeSet\.save wrote"):
+        ProbeSet.load(tmp_path)
+
+
 @pytest.mark.parametrize("batch_size", [1, 5, 64, 100])
 def test_batches_hold_each_row_once_longest_first(batch_size: int) -> None:
     probe = tiny.probe(64)
