@@ -14,13 +14,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from geomcallbacks.probing.columns import column_of, places_of
 from geomcallbacks.probing.rows import check_rows, left_aligned, padded
-from geomcallbacks.probing.text import column_of, tokenise
+from geomcallbacks.probing.suspect import distinct_rows, warn_of_rows
+from geomcallbacks.probing.text import tokenise
 
 _FORMAT = "geomcallbacks.probe.v1"
 
@@ -42,7 +45,7 @@ class ProbeBatch:
     @cached_property
     def mask_bt(self) -> Tensor:
         """(b, t) 1 for real tokens, 0 for padding."""
-        return (torch.arange(self.input_ids_bt.shape[1]) < self.lengths_b[:, None]).long()
+        return (torch.arange(self.input_ids_bt.shape[1], device="cpu") < self.lengths_b[:, None]).long()
 
     @cached_property
     def padded(self) -> bool:
@@ -58,23 +61,25 @@ class ProbeSet:
     Attributes:
         input_ids_nt: (n, t) int64 tokens, left-aligned, 0 behind the end of a row.
         lengths_n: (n,) int64 real tokens of each row, at least two.
-        dropped: texts that were too short and were passed over while the probe was built.
+        dropped: texts that were passed over while the probe was built: too short, or None or NaN.
     """
 
     def __init__(self, input_ids_nt: Tensor, lengths_n: Tensor, *, dropped: int = 0) -> None:
         check_rows(input_ids_nt, lengths_n)
         width = int(lengths_n.max())
-        keep = torch.arange(width) < lengths_n[:, None]
-        self.input_ids_nt = input_ids_nt[:, :width].to("cpu", torch.int64) * keep
         self.lengths_n = lengths_n.to("cpu", torch.int64)
+        keep = torch.arange(width, device="cpu") < self.lengths_n[:, None]
+        self.input_ids_nt = input_ids_nt[:, :width].to("cpu", torch.int64) * keep
         self.dropped = dropped
 
     def __len__(self) -> int:
         return len(self.lengths_n)
 
     def __repr__(self) -> str:
-        shortest = int(self.lengths_n.min())
-        return f"ProbeSet({len(self)} rows of {shortest}..{self.max_tokens} tokens, fingerprint={self.fingerprint})"
+        said = [f"{len(self)} rows of {int(self.lengths_n.min())}..{self.max_tokens} tokens"]
+        said += [f"{self.distinct} different"] if self.distinct < len(self) else []
+        said += [f"dropped={self.dropped}"] if self.dropped else []
+        return f"ProbeSet({', '.join(said)}, fingerprint={self.fingerprint})"
 
     @cached_property
     def fingerprint(self) -> str:
@@ -83,6 +88,11 @@ class ProbeSet:
         for part in (self.lengths_n, self.input_ids_nt):
             digest.update(part.contiguous().numpy().astype("<i8").tobytes())
         return digest.hexdigest()[:16]
+
+    @cached_property
+    def distinct(self) -> int:
+        """How many of the rows differ: equal ones lower RankMe."""
+        return len(distinct_rows(self.input_ids_nt, self.lengths_n))
 
     @property
     def max_token_id(self) -> int:
@@ -105,26 +115,37 @@ class ProbeSet:
 
         Raises:
             ValueError: no rows, a row shorter than two tokens, what is no token id, or a mask with holes.
+
+        Warns:
+            UserWarning: most rows end in the same token, or more than 1 % of them repeat another.
         """
-        if isinstance(ids_nt, Tensor):
-            return cls(*left_aligned(ids_nt, mask_nt))
-        if mask_nt is not None:
+        if mask_nt is not None and not isinstance(ids_nt, Tensor):
             raise ValueError("mask_nt goes with a tensor of ids: rows given as lists have no padding to mask")
-        return cls(*padded(ids_nt))
+        rows = left_aligned(ids_nt, mask_nt) if isinstance(ids_nt, Tensor) else padded(ids_nt)
+        return cls(*rows)._checked()
 
     @classmethod
     def from_texts(
-        cls, texts: Iterable[str], tokenizer: Any, *, size: int, max_length: int, seed: int = 0, min_length: int = 32
+        cls,
+        texts: Iterable[str | None],
+        tokenizer: Any,
+        *,
+        size: int,
+        max_length: int,
+        seed: int = 0,
+        min_length: int = 32,
     ) -> ProbeSet:
         """Tokenise held-out texts into `size` rows.
 
-        A list is visited in an order drawn from `seed` (a private generator; no global random state moves); a stream
-        is taken in its own order and read no further than needed. BOS is added as the tokenizer adds it; a trailing
-        EOS is never kept, or every row's last state would be that of the same token.
+        A list or a data set's column is visited in an order drawn from `seed` (a private generator; no global random
+        state moves), and only what is taken of it is read; a stream or an array is taken in its own order and read no
+        further than needed. BOS is added as the tokenizer adds it, once, also where a chat template has put it into
+        the text. What only marks the end of a text or a turn is never kept (EOS, [SEP], ``<|im_end|>`` and the line
+        end behind it), or the last state of every row would be that of the same token.
 
         Args:
-            texts: held-out texts.
-            tokenizer: a Transformers tokenizer; it is copied, not changed.
+            texts: held-out texts. None and NaN are passed over.
+            tokenizer: a Transformers tokenizer, or a processor that holds one; it is copied, not changed.
             size: rows of the probe, in texts.
             max_length: a text is cut to so many tokens.
             seed: order in which a list is visited.
@@ -132,10 +153,13 @@ class ProbeSet:
 
         Raises:
             ValueError: fewer than `size` texts are long enough, or the arguments contradict each other.
-            TypeError: a text is not a string.
+            TypeError: a text is not a string, `texts` has no order, or `tokenizer` is none.
+
+        Warns:
+            UserWarning: texts begin with the BOS that the tokenizer adds; see also `from_token_ids`.
         """
         found = tokenise(texts, tokenizer, size=size, max_length=max_length, seed=seed, min_length=min_length)
-        return cls(*padded(found.rows), dropped=found.dropped)
+        return cls(*padded(found.rows), dropped=found.dropped)._checked(tokenizer)
 
     @classmethod
     def from_dataset(
@@ -149,13 +173,15 @@ class ProbeSet:
         seed: int = 0,
         min_length: int = 32,
     ) -> ProbeSet:
-        """Tokenise one column of a Hugging Face data set, streamed or not. See `from_texts` for the other arguments.
+        """Tokenise one column of a Hugging Face data set, streamed or not, or of a table in memory. See `from_texts`.
 
         Raises:
-            ValueError: there is no such column; see also `from_texts`.
+            ValueError: there is no such column, or `dataset` is several splits; see also `from_texts`.
+            TypeError: `dataset` has no columns; see also `from_texts`.
         """
         texts = column_of(dataset, text_column)
-        return cls.from_texts(texts, tokenizer, size=size, max_length=max_length, seed=seed, min_length=min_length)
+        found = tokenise(texts, tokenizer, size=size, max_length=max_length, seed=seed, min_length=min_length)
+        return cls(*padded(found.rows), dropped=found.dropped)._checked(tokenizer)
 
     @classmethod
     def split(
@@ -184,22 +210,33 @@ class ProbeSet:
 
         Returns:
             (train, probe), `train` of the same kind as `dataset`.
+
+        Raises:
+            ValueError: `dataset` is a stream; see also `from_dataset`.
+            TypeError: it is another kind of table; see also `from_dataset`.
         """
         is_list = isinstance(dataset, Sequence) and not isinstance(dataset, str)
         texts = dataset if is_list else column_of(dataset, text_column)
         if not isinstance(texts, Sequence):
             raise ValueError("a stream cannot be split: take the probe from its head and skip those rows in training")
+        if not is_list and not hasattr(dataset, "features"):
+            kind = type(dataset).__name__
+            raise TypeError(f"dataset is a {kind}: give a list of texts or a datasets.Dataset (Dataset.from_pandas)")
         found = tokenise(texts, tokenizer, size=size, max_length=max_length, seed=seed, min_length=min_length)
-        held_out = {texts[index] for index in found.taken}
-        kept = [index for index, text in enumerate(texts) if text not in held_out]
-        train = [dataset[index] for index in kept] if is_list else dataset.select(kept)
-        return train, cls(*padded(found.rows), dropped=found.dropped)
+        held_out = places_of(texts, {str(texts[index]) for index in found.taken})
+        kept = np.delete(np.arange(len(texts)), held_out)
+        train = [dataset[index] for index in kept.tolist()] if is_list else dataset.select(kept)
+        return train, cls(*padded(found.rows), dropped=found.dropped)._checked(tokenizer)
+
+    def _checked(self, tokenizer: Any = None) -> ProbeSet:
+        warn_of_rows(self.input_ids_nt, self.lengths_n, tokenizer)
+        return self
 
     def save(self, path: str | Path) -> None:
         """Write the probe to a safetensors file."""
         metadata = {"format": _FORMAT, "fingerprint": self.fingerprint, "dropped": str(self.dropped)}
         rows = {"input_ids": self.input_ids_nt.to(torch.int32), "lengths": self.lengths_n}
-        Path(path).write_bytes(save(rows, metadata))  # by Python, so that a full disk is an OSError
+        Path(path).expanduser().write_bytes(save(rows, metadata))  # by Python, so that a full disk is an OSError
 
     @classmethod
     def load(cls, path: str | Path) -> ProbeSet:
@@ -208,8 +245,11 @@ class ProbeSet:
         Raises:
             ValueError: the file is not a probe, or its rows do not match its fingerprint.
         """
+        file_path = Path(path).expanduser()
+        if file_path.is_dir():
+            raise ValueError(f"{path} is a folder: give the file in it that ProbeSet.save wrote")
         try:
-            with safe_open(str(path), framework="pt") as file:
+            with safe_open(str(file_path), framework="pt", device="cpu") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != _FORMAT:
                     raise ValueError(f"its format reads {metadata.get('format')!r}")

@@ -181,6 +181,11 @@ def test_changed_file_is_refused(tmp_path, part: str) -> None:
         ProbeSet.load(path)
 
 
+def test_a_folder_is_no_probe(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"is a folder: give the file in it that ProbeSet\.save wrote"):
+        ProbeSet.load(tmp_path)
+
+
 @pytest.mark.parametrize("batch_size", [1, 5, 64, 100])
 def test_batches_hold_each_row_once_longest_first(batch_size: int) -> None:
     probe = tiny.probe(64)
@@ -240,7 +245,7 @@ def test_token_ids_that_make_no_probe(ids, mask, message: str) -> None:
         (tiny.texts(9), {"min_length": 1}, r"min_length=1 makes no probe: give a whole number of at least 2"),
         (tiny.texts(9), {"max_length": 2**70}, r"max_length=\d+ makes no probe"),
         (["w1 \ud800 w2"], {}, r"text 0 is no Unicode"),
-        ([*tiny.texts(2), None], {"seed": 1}, r"text 2 is a NoneType, not a string: clean the texts"),
+        ([*tiny.texts(2), 5], {"seed": 1}, r"text 2 is a int, not a string: clean the texts"),
         ("w1 w2", {}, r"texts is one str: give a list of texts"),
     ],
 )

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import sysconfig
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -27,8 +26,6 @@ SKIPPED_FOLDERS = frozenset({"test", "tests", "idle_test", "site-packages", "dis
 
 _SHINGLE_LINES = 5
 _DUPLICATE = 0.5  # share of a document's shingles
-_ENDS = "\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029"
-_LINE = re.compile(f"[^{_ENDS}]*(?:\r\n|[{_ENDS}])|[^{_ENDS}]+")
 
 
 @dataclass(frozen=True)
@@ -70,19 +67,6 @@ def held_out_texts() -> list[str]:
         for document, duplicate in near_duplicates(python_documents())
         if not duplicate and document.text.strip() and part_of(document.path, OTHER_DOMAIN) in ("probe", "id_test")
     ]
-
-
-def cut_texts(texts: Iterable[str], characters: int) -> list[str]:
-    """Cut texts at line ends into pieces of at least so many characters that do not overlap; shorter ends go."""
-    pieces = []
-    for text in texts:
-        piece = ""
-        for line in _LINE.finditer(text):  # not `splitlines`: 100 MB of short lines would take gigabytes
-            piece += line[0]
-            if len(piece) >= characters:
-                pieces.append(piece)
-                piece = ""
-    return pieces
 
 
 def part_of(path: str, other_domain: frozenset[str] = frozenset()) -> str:

@@ -17,12 +17,12 @@ def padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     tensors = []
     for number, row in enumerate(rows):
         try:
-            tensors.append(torch.tensor([operator.index(token) for token in row], dtype=torch.int64))
+            tensors.append(torch.tensor([operator.index(token) for token in row], dtype=torch.int64, device="cpu"))
         except (TypeError, ValueError, RuntimeError) as error:  # a ValueError beyond 64 bits
             raise ValueError(f"row {number} of ids_nt holds no token ids: give integers ({error})") from error
     if not tensors:
-        return torch.zeros(0, 0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
-    return pad_sequence(tensors, batch_first=True), torch.tensor([len(row) for row in tensors])
+        return _empty(0, 0), _empty(0)
+    return pad_sequence(tensors, batch_first=True), torch.tensor([len(row) for row in tensors], device="cpu")
 
 
 def left_aligned(ids_nt: Tensor, mask_nt: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -31,8 +31,8 @@ def left_aligned(ids_nt: Tensor, mask_nt: Tensor | None) -> tuple[Tensor, Tensor
         raise ValueError(f"ids_nt of shape {tuple(ids_nt.shape)} is {ids_nt.dtype}: give token rows (n, t) of integers")
     ids_nt = ids_nt.to("cpu", torch.int64)
     if mask_nt is None or ids_nt.numel() == 0:
-        return ids_nt, torch.full((len(ids_nt),), ids_nt.shape[1])
-    mask_nt = torch.as_tensor(mask_nt).to("cpu") != 0
+        return ids_nt, torch.full((len(ids_nt),), ids_nt.shape[1], device="cpu")
+    mask_nt = torch.as_tensor(mask_nt, device="cpu") != 0
     if mask_nt.shape != ids_nt.shape:
         raise ValueError(f"mask_nt has shape {tuple(mask_nt.shape)}, ids_nt {tuple(ids_nt.shape)}: they must be equal")
     holed_n = (mask_nt[:, 1:] & ~mask_nt[:, :-1]).sum(1) + mask_nt[:, 0] > 1  # more than one run of real tokens
@@ -59,3 +59,7 @@ def check_rows(input_ids_nt: Tensor, lengths_n: Tensor) -> None:
         raise ValueError(f"token id {largest} is above {_LARGEST}, which no vocabulary reaches")
     if smallest < 0:
         raise ValueError(f"token id {smallest} is negative: mark padding in mask_nt instead of writing it into ids_nt")
+
+
+def _empty(*shape: int) -> Tensor:
+    return torch.zeros(*shape, dtype=torch.int64, device="cpu")

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from geomcallbacks.probing.columns import text_of
+from geomcallbacks.probing.tokenizer import Markup, repeated_front, row_of, text_tokenizer
+
 _CHARACTERS = 100_000  # that are tokenised of a text at first, and 64 for each token that is wanted
+_NUMBERS = 1 << 16  # of the order of texts that are made at once
 
 
 @dataclass(frozen=True)
@@ -19,7 +24,7 @@ class TokenRows:
     Attributes:
         rows: token ids of each text that was long enough.
         taken: number of the text that each row came from.
-        dropped: how many texts were too short.
+        dropped: how many texts were too short, or none.
     """
 
     rows: list[list[int]]
@@ -27,22 +32,8 @@ class TokenRows:
     dropped: int
 
 
-def column_of(dataset: Any, name: str) -> Any:
-    """Return the texts of one column: a list, or an iterator where the data set is streamed.
-
-    Raises:
-        ValueError: there is no such column.
-    """
-    columns = getattr(dataset, "column_names", None)
-    if columns is not None and name not in columns:
-        raise ValueError(f"text_column={name!r} is not in the data set: it has {', '.join(columns)}")
-    if hasattr(dataset, "__len__"):
-        return list(dataset[name])
-    return (row[name] for row in dataset)
-
-
 def tokenise(
-    texts: Iterable[str], tokenizer: Any, *, size: int, max_length: int, seed: int, min_length: int
+    texts: Iterable[Any], tokenizer: Any, *, size: int, max_length: int, seed: int, min_length: int
 ) -> TokenRows:
     """Tokenise texts until `size` of them were long enough. See `ProbeSet.from_texts`."""
     limits = {"size": (size, 1), "min_length": (min_length, 2), "max_length": (max_length, min_length)}
@@ -51,52 +42,78 @@ def tokenise(
             raise ValueError(f"{name}={value!r} makes no probe: give a whole number of at least {least}")
     if isinstance(texts, str | bytes | Mapping):
         raise TypeError(f"texts is one {type(texts).__name__}: give a list of texts, or a stream")
-    # Calling a fast tokenizer sets truncation and padding on it for good: the caller's must not change.
-    tokenizer = copy.deepcopy(tokenizer)
+    if isinstance(texts, set | frozenset):
+        kind = type(texts).__name__
+        raise TypeError(f"texts is a {kind}, whose order differs between processes: give a list, sorted(texts) say")
+    read = _Reader(tokenizer, max_length)
     rows: list[list[int]] = []
     taken: list[int] = []
-    seen = 0
-    for index, text in _visit(texts, seed):
+    seen = none = 0
+    for index, value in _visit(texts, seed):
         seen += 1
-        if not isinstance(text, str):
-            raise TypeError(f"text {index} is a {type(text).__name__}, not a string: clean the texts before probing")
-        try:
-            ids = _token_ids(tokenizer, text, max_length)
-        except (TypeError, UnicodeError) as error:  # half of a surrogate pair: JSON can write one
-            raise ValueError(f"text {index} is no Unicode that a tokenizer takes: clean the texts ({error})") from error
+        text = text_of(value, f"text {index} is")
+        if text is None:
+            none += 1
+            continue
+        ids = read.row(text, index)
         if len(ids) >= min_length:
             rows.append(ids)
             taken.append(index)
         if len(rows) == size:
+            read.warn_of_repeated_fronts(seen)
             return TokenRows(rows, taken, dropped=seen - size)
     if seen == 0:
         raise ValueError("the probe is empty: there are no texts")
     enough = f"{len(rows)} of {seen} texts have min_length={min_length} tokens"
+    enough += f" (None or NaN: {none})" if none else ""
     raise ValueError(f"size={size}, but only {enough}: give more texts, or a smaller size or min_length")
 
 
-def _visit(texts: Iterable[str], seed: int) -> Iterator[tuple[int, str]]:
+def _visit(texts: Iterable[Any], seed: int) -> Iterator[tuple[int, Any]]:
     """Yield a list in an order drawn from `seed`, a stream in its own, each text with its number."""
     if not isinstance(texts, Sequence):
         yield from enumerate(texts)
         return
-    generator = torch.Generator().manual_seed(seed)
-    for index in torch.randperm(len(texts), generator=generator).tolist():
-        yield index, texts[index]
+    generator = torch.Generator("cpu").manual_seed(seed)
+    order = torch.randperm(len(texts), generator=generator, device="cpu")
+    for part in torch.split(order, _NUMBERS):  # a list of all numbers takes more memory than many texts
+        for index in part.tolist():
+            yield index, texts[index]
 
 
-def _token_ids(tokenizer: Any, text: str, max_length: int) -> list[int]:
-    """Return the first `max_length` token ids, without an EOS behind them."""
-    # A tokenizer reads the whole text before it cuts: minutes, for a document of 100 MB.
-    characters = _CHARACTERS + 64 * max_length
-    while True:
+class _Reader:
+    """Makes rows of texts, with a copy of the tokenizer: calling a fast one sets truncation and padding on it."""
+
+    def __init__(self, tokenizer: Any, max_length: int) -> None:
+        self._tokenizer = copy.deepcopy(text_tokenizer(tokenizer))
+        self._max_length = max_length
+        self._markup = Markup(self._tokenizer)
+        self._repeated = 0
+
+    def row(self, text: str, number: int) -> list[int]:
+        """Return the first token ids of a text, with BOS once as the tokenizer adds it, and no mark of an end."""
         # One token more than wanted: an EOS that the tokenizer puts behind a cut text goes, and the row stays full.
-        part = tokenizer(text[:characters], truncation=True, max_length=max_length + 1, padding=False)
-        ids = [int(token) for token in part["input_ids"]]
-        if len(ids) > max_length or characters >= len(text):
-            break
-        characters *= 8
-    ids = ids[:max_length]
-    while ids and ids[-1] == getattr(tokenizer, "eos_token_id", None):
-        ids.pop()
-    return ids
+        ids = self._beginning(text, number, self._max_length + 1)
+        if front := repeated_front(self._tokenizer, text, ids):
+            self._repeated += 1
+            ids = self._beginning(text, number, self._max_length + 1 + front)[front:]
+        return self._markup.without_end(ids[: self._max_length])
+
+    def warn_of_repeated_fronts(self, seen: int) -> None:
+        """Say how many of the texts that were seen had the tokenizer's BOS already."""
+        if self._repeated:
+            warnings.warn(
+                f"{self._repeated} of {seen} texts begin with the BOS that the tokenizer adds, as rendered chats do: "
+                "one is kept",
+                stacklevel=4,
+            )
+
+    def _beginning(self, text: str, number: int, tokens: int) -> list[int]:
+        # A tokenizer reads the whole text before it cuts: minutes, for a document of 100 MB.
+        characters = _CHARACTERS + 64 * self._max_length
+        while True:
+            part = text[:characters]
+            ids = row_of(self._tokenizer, part, number, truncation=True, max_length=tokens, padding=False)
+            if len(ids) >= tokens or characters >= len(text):
+                return ids
+            characters *= 8

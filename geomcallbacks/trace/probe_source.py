@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from geomcallbacks.probe import ProbeSet
-from geomcallbacks.probing.offline import cut_texts, held_out_texts
+from geomcallbacks.probing.columns import text_of
+from geomcallbacks.probing.offline import held_out_texts
+from geomcallbacks.probing.pieces import FilePieces, cut_texts
 from geomcallbacks.trace.rows import hub_rows, jsonl_rows, parquet_rows
 
 _LABEL = re.compile(r"([A-Za-z0-9_.-]+)=(.+)")
@@ -57,43 +60,42 @@ class ProbeSource:
             ValueError: no such file or data set, no such column, too few texts that are long enough, or lengths that
                 contradict each other.
         """
-        if Path(self.source).suffix in _SUFFIXES and not Path(self.source).is_file():
+        path = Path(self.source).expanduser()
+        if path.suffix in _SUFFIXES and not path.is_file():
             raise ValueError(f"--probe {self.source}: there is no such file")
         if self.saved:
-            return ProbeSet.load(self.source)
+            return ProbeSet.load(path)
         try:
             return ProbeSet.from_texts(
-                self._texts(), tokenizer, size=self.rows, max_length=self.length, min_length=self.min_length
+                self._texts(path), tokenizer, size=self.rows, max_length=self.length, min_length=self.min_length
             )
         except ValueError as error:
             raise ValueError(f"--probe {self.source} with --probe-rows {self.rows}: {error}") from error
 
-    def _texts(self) -> Iterable[str]:
+    def _texts(self, path: Path) -> Iterable[str | None]:
         """Return a list, which is visited in a seeded order, or a stream, which is read no further than needed."""
-        path = Path(self.source)
         if self.source == OFFLINE:
             return cut_texts(held_out_texts(), _CHARACTERS * self.length)
         if path.suffix == ".txt":
-            return cut_texts([path.read_text(encoding="utf-8-sig")], _CHARACTERS * self.length)
+            return FilePieces(path, _CHARACTERS * self.length)
         if path.suffix == ".jsonl":
             return self._column(jsonl_rows(path), "line")
         if path.suffix == ".parquet":
             return self._column(parquet_rows(path, self.column), "row")
         if path.is_file():
             raise ValueError(f"is of no kind that is read: give one of {', '.join(_SUFFIXES)}")
-        rows = hub_rows(self.source, self.config, split=self.split, streaming=True)
+        rows = hub_rows(os.path.expanduser(self.source), self.config, split=self.split, streaming=True)
         return self._column(enumerate(rows, start=1), "row")
 
-    def _column(self, rows: Iterable[tuple[int, dict[str, Any]]], unit: str) -> Iterator[str]:
-        """Give the text of each row; rows are numbered, and called a line or a row in messages."""
+    def _column(self, rows: Iterable[tuple[int, dict[str, Any]]], unit: str) -> Iterator[str | None]:
+        """Give each row's text or None; rows are numbered, and called a line or a row in messages."""
         for number, row in rows:
             if self.column not in row:
                 raise ValueError(f"{unit} {number} has no column {self.column!r} (--probe-column), but {sorted(row)}")
-            text = row[self.column]
-            if not isinstance(text, str | None):
-                kind = type(text).__name__
-                raise ValueError(f"{unit} {number}: column {self.column!r} (--probe-column) holds a {kind}, not a text")
-            yield text or ""
+            try:
+                yield text_of(row[self.column], f"{unit} {number}: column {self.column!r} (--probe-column) holds")
+            except TypeError as error:
+                raise ValueError(str(error)) from error
 
 
 #: Li et al. 2025, table 3: 15,000 texts of FineWeb's sample-10BT, at most 512 tokens.

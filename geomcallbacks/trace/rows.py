@@ -16,7 +16,7 @@ def jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         ValueError: a line is no JSON, or no object.
     """
-    with path.open(encoding="utf-8-sig") as lines:
+    with path.expanduser().open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
@@ -38,7 +38,7 @@ def parquet_rows(path: Path, column: str) -> Iterator[tuple[int, dict[str, Any]]
     import pyarrow.parquet  # type: ignore[import-untyped]
 
     try:
-        file = pyarrow.parquet.ParquetFile(path)
+        file = pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
         columns = [column] if column in file.schema_arrow.names else None
         batches = file.iter_batches(batch_size=256, columns=columns)
         yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)

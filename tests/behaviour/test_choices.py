@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 
+import pandas as pd
 import pytest
 import scipy.stats
 import tiny
 import torch
 from behaviour_rows import choices, one_by_one
+from datasets import Dataset, DatasetDict
 
 from geomcallbacks.behaviour import ChoiceAccuracy, Choices
 from geomcallbacks.behaviour.logprobs import summed_logprobs
@@ -74,6 +76,14 @@ def test_sciq_is_asked_as_the_harness_asks():
         Choices.from_sciq([{**SCIQ[0], "distractor3": None}], Letters())
     with pytest.raises(ValueError, match="rows is empty"):
         Choices.from_sciq([], Letters())
+
+
+@pytest.mark.parametrize("rows", [DatasetDict(test=Dataset.from_list(SCIQ)), pd.DataFrame(SCIQ), ["w1 w2"]], ids=type)
+def test_rows_without_fields_are_refused(rows):
+    """Splits and tables give their names when they are gone through."""
+    with pytest.raises(TypeError, match="row 0 is a str: give rows as dicts; of splits one, of a table its records"):
+        Choices.from_sciq(rows, tiny.tokenizer())
+    assert len(Choices.from_sciq(Dataset.from_list(SCIQ[:1]), tiny.tokenizer())) == 1
 
 
 def test_saved_and_read(tmp_path):

@@ -62,14 +62,18 @@ class Choices:
 
         Args:
             rows: `support`, `question`, `correct_answer` and `distractor1` to `distractor3`, as text.
-            tokenizer: a Transformers tokenizer; it is copied, not changed.
+            tokenizer: a Transformers tokenizer, or a processor that holds one; it is copied, not changed.
 
         Raises:
             ValueError: there are no rows, or one lacks a field.
+            TypeError: a row has no fields, or `tokenizer` is none.
         """
         prompts: list[str] = []
         texts: list[str] = []
         for index, row in enumerate(rows):
+            if not isinstance(row, Mapping):  # names of columns or of splits
+                kind = type(row).__name__
+                raise TypeError(f"row {index} is a {kind}: give rows as dicts; of splits one, of a table its records")
             missing = [name for name in ("support", "question", *_SCIQ_OPTIONS) if not isinstance(row.get(name), str)]
             if missing:
                 raise ValueError(f"row {index} has no text in {', '.join(missing)}: give rows of SciQ's schema")
@@ -118,7 +122,7 @@ class Choices:
         """Write the rows to a JSON file."""
         columns = {"prompt_ids": self.prompt_ids, "option_ids": self.option_ids, "answers": self.answers}
         content = {"format": _FORMAT, "fingerprint": self.fingerprint, **columns}
-        replace_file(path, json.dumps(content).encode())
+        replace_file(Path(path).expanduser(), json.dumps(content).encode())
 
     @classmethod
     def load(cls, path: str | Path) -> Choices:
@@ -128,7 +132,7 @@ class Choices:
             ValueError: the file holds no choices, or they do not match their fingerprint.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
         except ValueError as error:  # no JSON, or no text
             raise ValueError(f"{path} holds no saved choices: {error}") from error
         found = content.get("format") if isinstance(content, dict) else type(content).__name__

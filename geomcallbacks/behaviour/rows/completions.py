@@ -9,6 +9,7 @@ from typing import Any
 
 from geomcallbacks.behaviour.arguments import check_equal_lengths, check_positive, check_texts
 from geomcallbacks.behaviour.rows import token_ids
+from geomcallbacks.probing.tokenizer import text_tokenizer
 
 
 class Completions:
@@ -48,22 +49,23 @@ class Completions:
     ) -> Completions:
         """Tokenise prompts and completions apart, so that the boundary between them is a boundary of tokens.
 
-        A prompt gets the BOS that the tokenizer adds and never an EOS; a completion gets no special token but, with
-        `append_eos`, the EOS behind it. Rows are cut at `max_length` from the right; a row whose prompt alone fills
-        it is left out.
+        A prompt gets the BOS that the tokenizer adds, once, and never an EOS; a completion gets no special token but,
+        with `append_eos`, the EOS behind it. Rows are cut at `max_length` from the right; a row whose prompt alone
+        fills it is left out.
 
         Args:
             prompts: a prompt for each row.
             completions: the completion of each row.
-            tokenizer: a Transformers tokenizer; it is copied, not changed.
+            tokenizer: a Transformers tokenizer, or a processor that holds one; it is copied, not changed.
             max_length: most tokens of a row, prompt and completion together.
             append_eos: end each completion with the tokenizer's EOS.
 
         Raises:
             ValueError: the two differ in number, no row is left, a prompt or completion has no tokens, or there is no
                 EOS to append.
-            TypeError: a text is not a string.
+            TypeError: a text is not a string, or `tokenizer` is none.
         """
+        tokenizer = text_tokenizer(tokenizer)
         check_texts("prompts", prompts)
         check_texts("completions", completions)
         check_equal_lengths(prompts=prompts, completions=completions)

@@ -25,7 +25,7 @@ def token_counts(rows: Iterable[Tensor] | Tensor, vocabulary: int) -> Tensor:
     Raises:
         ValueError: an id is negative or not below `vocabulary`.
     """
-    counts = torch.zeros(vocabulary, dtype=torch.int64)
+    counts = torch.zeros(vocabulary, dtype=torch.int64, device="cpu")
     for row in [rows] if isinstance(rows, Tensor) else rows:
         ids = row.reshape(-1).to("cpu", torch.int64)
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
@@ -37,7 +37,7 @@ def token_counts(rows: Iterable[Tensor] | Tensor, vocabulary: int) -> Tensor:
 
 def save_counts(counts: Tensor, path: str | Path) -> None:
     """Write token counts as text: the count of token 0 on the first line, of token 1 on the second, and so on."""
-    replace_file(path, "".join(f"{count}\n" for count in checked_counts(counts).tolist()).encode())
+    replace_file(Path(path).expanduser(), "".join(f"{count}\n" for count in checked_counts(counts).tolist()).encode())
 
 
 def load_counts(path: str | Path) -> Tensor:
@@ -47,8 +47,8 @@ def load_counts(path: str | Path) -> Tensor:
         ValueError: a line is not a whole number that may be a count, or there is none.
     """
     try:
-        values = [int(line) for line in Path(path).read_text(encoding="utf-8").split()]
-        return checked_counts(torch.tensor(values, dtype=torch.int64))
+        values = [int(line) for line in Path(path).expanduser().read_text(encoding="utf-8").split()]
+        return checked_counts(torch.tensor(values, dtype=torch.int64, device="cpu"))
     except ValueError as error:
         raise ValueError(f"{path} holds no token counts, one whole number a line: {error}") from error
 

@@ -9,23 +9,38 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from geomcallbacks.probing.tokenizer import repeated_front, rows_of, text_tokenizer
+
 
 def encode(texts: Sequence[str], tokenizer: Any, *, special: bool) -> list[list[int]]:
-    """Token ids of each text, with the tokenizer's special tokens or without. The tokenizer is not changed."""
-    # Calling a fast tokenizer sets truncation and padding on it for good: the caller's must not change.
-    own = copy.deepcopy(tokenizer)
-    rows = own(list(texts), add_special_tokens=special, padding=False, truncation=False, verbose=False)["input_ids"]
-    return [[int(token) for token in row] for row in rows]
+    """Token ids of each text, with the tokenizer's special tokens or without. The tokenizer is not changed.
+
+    Raises:
+        TypeError: `tokenizer` is none.
+        ValueError: a text is no Unicode.
+    """
+    return _encoded(texts, _copied(tokenizer), special)
 
 
 def encode_prompts(prompts: Sequence[str], tokenizer: Any) -> list[list[int]]:
-    """Token ids of each prompt, BOS as the tokenizer adds it, without a trailing EOS. The tokenizer is not changed."""
-    eos = getattr(tokenizer, "eos_token_id", None)
-    rows = encode(prompts, tokenizer, special=True)
-    for row in rows:
+    """Token ids of each prompt, BOS once as the tokenizer adds it, without a trailing EOS, tokenizer unchanged."""
+    own = _copied(tokenizer)
+    eos = getattr(own, "eos_token_id", None)
+    rows = _encoded(prompts, own, special=True)
+    for prompt, row in zip(prompts, rows, strict=True):
+        del row[: repeated_front(own, prompt, row)]
         while len(row) > 1 and row[-1] == eos:
             row.pop()
     return token_lists("prompt", rows)
+
+
+def _copied(tokenizer: Any) -> Any:
+    """Return a copy: calling a fast tokenizer sets truncation and padding on it for good."""
+    return copy.deepcopy(text_tokenizer(tokenizer))
+
+
+def _encoded(texts: Sequence[str], own: Any, special: bool) -> list[list[int]]:
+    return rows_of(own, list(texts), add_special_tokens=special, padding=False, truncation=False, verbose=False)
 
 
 def token_lists(name: str, rows: Iterable[Iterable[int]]) -> list[list[int]]:
