@@ -91,10 +91,11 @@ def test_several_probes_and_layers_in_one_pass_over_each() -> None:
     probes = {"a": tiny.probe(64), "b": tiny.probe(72, seed=5)}
     watch = monitor(probes, layers=[0, 1, -1])
     watch.start(model)
-    model.gpt_neox.register_forward_hook(
+    handle = model.gpt_neox.register_forward_hook(
         lambda module, args, kwargs, out: calls.append(len(kwargs["input_ids"])), with_kwargs=True
     )
     records = watch.measure(model, 0)
+    handle.remove()
     assert calls == [32, 32, 32, 32, 8]
     assert [(r.probe, r.layer, r.n) for r in records] == [
         (label, f"layer{layer}", n) for label, n in (("a", 64), ("b", 72)) for layer in (0, 1, 3)

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from states import hooks_of
+from states import hooks_of, proven
 from torch import Tensor, nn
 
 from geomcallbacks import GeometryMonitor, ProbeSet
 from geomcallbacks.reading.no_trace import leave_no_trace
-from geomcallbacks.reading.reader import Reader
 
 
 @pytest.fixture
@@ -79,8 +78,8 @@ def test_frequencies_of_dynamic_rope_are_put_back() -> None:
     model = tiny.model("llama", rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4})
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     long = ProbeSet.from_token_ids(torch.randint(3, tiny.VOCABULARY, (4, 100)))
-    reader = Reader(model)
-    with leave_no_trace(reader.called):
+    reader = proven(model, tiny.probe(4))
+    with leave_no_trace(reader.whole):
         reader.read(long.batches(4)[0], "last")
         assert not torch.equal(model.model.rotary_emb.inv_freq, before["model.rotary_emb.inv_freq"])
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
