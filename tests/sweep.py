@@ -125,8 +125,8 @@ def table(found: list[Row], seconds: float) -> str:
         f" {sum(bool(row.refused) for row in built)} some are refused in words;"
         f" {sum(bool(row.wrong) for row in built)} differ or crash. Layers are numbers of the class's own"
         f" `hidden_states`, compared at {POSITIONS} positions of 5 rows of 9 to 24 tokens, read two at a time and"
-        " padded, with each row run alone. Largest difference: over all layers, in units of the largest state where that is"
-        f" above 1; {TOLERANCE:g} is allowed. `-1` is what enters the head (`get_output_embeddings()`), mostly"
+        " padded, with each row run alone. Largest difference: over all layers, in units of the largest state where"
+        f" that is above 1; {TOLERANCE:g} is allowed. `-1` is what enters the head (`get_output_embeddings()`), mostly"
         " `hidden_states[-1]`.",
         "",
         "| class | layers equal | `layers=-1` | largest difference | refused, or not built |",

@@ -208,7 +208,7 @@ def test_non_finite_rows(tmp_path: Path, n: int, d: int, value: float) -> None:
         ({"positions": 8}, r"positions=8 needs rows of at least 9 tokens.*one of 8"),
         ({"alpha_window": (5, 4)}, r"alpha_window=\(5, 4\) is not a window"),
         ({"alpha_window": (11, 64)}, r"alpha_window=\(11, 64\) reaches past the 63 eigenvalues that n = 64 features of"
-                                     r" probe 'probe' have: end it at 63 or below, such as alpha_window=\(7, 47\)"),
+                                     r" probe 'probe' have: end it at 63 or below, and at the model's d"),
         ({"precision": "fp8"}, r"precision='fp8' is unknown: give 'training', 'fp32' or 'bf16'"),
         ({"batch_size": 0}, r"batch_size=0: give a positive number"),
         ({"layers": 1.5}, "layers=1.5 is no layer"),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from geomcallbacks.reading.locate import is_language_model
 
 #: What a model raises that is called as it is not meant to be. Anything else, such as memory, is no such thing.
-CALLED_WRONGLY = (TypeError, ValueError, NotImplementedError)
+CALLED_WRONGLY = (TypeError, ValueError, AttributeError, NotImplementedError)
 
 
 def call_whole(

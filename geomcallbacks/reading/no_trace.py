@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from geomcallbacks.reading.device import kept_random_states
+
 
 @contextmanager
 def leave_no_trace(module: nn.Module) -> Iterator[None]:
@@ -24,10 +26,9 @@ def leave_no_trace(module: nn.Module) -> Iterator[None]:
     # Modes are attributes too; dynamic RoPE replaces buffers and attributes for a row longer than any before.
     # Transformers hooks every block when hidden_states are first asked for.
     before = [(child, dict(vars(child)), [(kept, dict(kept)) for kept in _kept(child)]) for child in module.modules()]
-    cuda = {p.device for p in module.parameters() if p.device.type == "cuda"}
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=[device.index for device in cuda]))
+        stack.enter_context(kept_random_states({parameter.device for parameter in module.parameters()}))
         if "torch._dynamo" in sys.modules:  # nothing is compiled before that is loaded, and loading takes seconds
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         try:
