@@ -60,11 +60,14 @@ OWN: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def classes() -> dict[str, str]:
-    """The causal language model classes by name, each with its model type."""
-    return {
-        name: kind for kind, name in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items() if isinstance(name, str)
-    }
+def classes() -> list[str]:
+    """The names of the causal language model classes, and of those that take images or sound besides text."""
+    mappings = (
+        modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+        modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+    )
+    return list(dict.fromkeys(name for names in mappings for name in names.values() if isinstance(name, str)))
 
 
 def changes(config: PreTrainedConfig) -> dict[str, Any]:

@@ -121,10 +121,10 @@ def table(found: list[Row], seconds: float) -> str:
         "",
         f"`make sweep` (tests/sweep.py), {date.today()}, {versions}; {seconds:.0f} s on one CPU thread, float32.",
         "",
-        f"{len(found)} classes, {len(built)} built small from their configs. Of {len(whole)} every layer is read; of"
-        f" {sum(bool(row.refused) for row in built)} some are refused in words;"
-        f" {sum(bool(row.wrong) for row in built)} differ or crash. Layers are numbers of the class's own"
-        f" `hidden_states`, compared at {POSITIONS} positions of 5 rows of 9 to 24 tokens, read two at a time and"
+        f"{len(found)} classes, those that take images or sound besides text included; {len(built)} built small from"
+        f" their configs. Of {len(whole)} every layer is read; of {sum(bool(row.refused) for row in built)} some are"
+        f" refused in words; {sum(bool(row.wrong) for row in built)} differ or crash. Layers are numbers of the class's"
+        f" own `hidden_states`, compared at {POSITIONS} positions of 5 rows of 9 to 24 tokens, read two at a time and"
         " padded, with each row run alone. Largest difference: over all layers, in units of the largest state where"
         f" that is above 1; {TOLERANCE:g} is allowed. `-1` is what enters the head (`get_output_embeddings()`), mostly"
         " `hidden_states[-1]`.",

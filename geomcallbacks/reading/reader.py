@@ -30,7 +30,6 @@ from geomcallbacks.reading.sharding import entry_of, spread_of
 ForwardFn = Callable[[nn.Module, Tensor, Tensor], Any]
 
 _TRIAL_TOKENS, _TRIAL_PADDING = 32, 4  # so few that logits are small whatever the vocabulary
-_CALLED_OTHERWISE = 0.05  # share of a state's norm: more than low precision ever moves it
 
 
 class _AllRead(BaseException):
@@ -115,21 +114,22 @@ class Reader:
         """
         t = min(int(batch.lengths_b[0]), _TRIAL_TOKENS)
         length = t - min(t // 2, _TRIAL_PADDING)
-        row, alone = (_cut(batch, length, width) for width in (t if padded else length, length))
+        alone = _cut(batch, length, length)
         with torch.no_grad(), leave_no_trace(self.whole):
             seen = self._watch(alone) if self._proves else None
             found = self._named if seen is None else prove(self._root_name, self._root, self._layers, seen)
             points = [one.point for one in found]
             if self.language_model is not None and seen is not None:
                 self._choose_call(points, seen)
-            states = self._run(row, points, lambda hidden_btd: hidden_btd[0, length - 1])
-            if self._differ(found, states) and self.called is not self.whole:
-                # The model calls its backbone otherwise than with tokens alone.
+            pick = lambda hidden_btd: hidden_btd[0, :length]
+            states = self._run(alone, points, pick)
+            if self.language_model is not None and self.called is not self.whole and not _shown(found, states):
+                # Not to the bit: the model calls its backbone otherwise than with tokens alone.
                 self.called, self._forward = self.whole, partial(call_whole, self._root)
-                states = self._run(row, points, lambda hidden_btd: hidden_btd[0, length - 1])
-            if row.padded and self._differ(found, states):
-                states = self._run(alone, points, lambda hidden_btd: hidden_btd[0, length - 1])
-                if not self._differ(found, states):  # else it is a model that draws at random
+                states = self._run(alone, points, pick)
+            if self.language_model is not None and padded and t > length and _shown(found, states):
+                others = self._run(_cut(batch, length, t), points, pick)
+                if not all(same(others[label], state_td, _rounding(state_td)) for label, state_td in states.items()):
                     kind = type(self._root).__name__
                     raise ValueError(f"{kind} gives other states of a row that is padded: give rows of one length")
         self.points, self.remarks = points, [one.remark for one in found if one.remark]
@@ -204,11 +204,6 @@ class Reader:
             raise ValueError(refusal(self._root, seen))
         return seen
 
-    def _differ(self, found: list[Proven], states: dict[str, Tensor]) -> bool:
-        """Whether a language model's layer is not, to the precision of the arithmetic, what the trial pass showed."""
-        pairs = [(states[one.point.label], one.state_d) for one in found if one.state_d is not None]
-        return self.language_model is not None and not all(same(*pair, _CALLED_OTHERWISE) for pair in pairs)
-
     def _choose_call(self, points: list[locate.ReadPoint], seen: Evidence) -> None:
         """Call no more than is read, and end the pass behind the last layer that is read, where that is known."""
         backbone, names = locate.backbone_of(self._root), {m: name for name, m in self._root.named_modules()}
@@ -226,6 +221,18 @@ def _cut(batch: ProbeBatch, length: int, width: int) -> ProbeBatch:
     """Return so many tokens of the first row of a batch, padded to a width."""
     ids_1t = batch.input_ids_bt[:1, :width] * (torch.arange(width) < length)
     return ProbeBatch(batch.rows_b[:1], ids_1t, torch.tensor([length]))
+
+
+def _shown(found: list[Proven], states: dict[str, Tensor]) -> bool:
+    """Whether each layer (t, d) is what the trial pass showed. A model that draws at random shows it once."""
+    pairs = [(states[one.point.label][-1], one.state_d) for one in found if one.state_d is not None]
+    return all(same(*pair) for pair in pairs)
+
+
+def _rounding(states: Tensor) -> float:
+    """Return the share of a state's norm that rounding in another order of sums does not reach."""
+    exact = torch.finfo(states.dtype).eps < 1e-6 and torch.get_float32_matmul_precision() == "highest"
+    return 1e-4 if exact and not torch.is_autocast_enabled(states.device.type) else 0.05
 
 
 def _hidden_states(point: locate.ReadPoint, value: Any, batch: ProbeBatch) -> Tensor:

@@ -57,6 +57,7 @@ def test_layers_are_the_classes_own(name: str) -> None:
         ("HrmTextForCausalLM", 3, r"hidden_states\[3\] of HrmText.* leaves none of its modules"),  # blocks run again
         ("ProphetNetForCausalLM", -1, r"enters the head of ProphetNet.*, 'lm_head', which is no.*layers=4 reads its"),
         ("CpmAntForCausalLM", -1, r"CpmAntForCausalLM gives other states of a row that is padded: give rows of one"),
+        ("PaliGemmaForConditionalGeneration", 1, r"PaliGemma.* gives other states of a row that is padded"),
         ("MllamaForCausalLM", 4, r"layers=4 is not in Mllama.*4 blocks and gives 4 hidden_states: give -4 to 3"),
     ],
 )  # fmt: skip
