@@ -182,6 +182,12 @@ def blocks_of(language_model: Any) -> Sequence[nn.Module]:
     return next(iter(of_depth or (lists if len(lists) == 1 else ())), ())  # type: ignore[arg-type]
 
 
+def has_flex_attention(model: nn.Module) -> bool:
+    """Whether a part of the model attends by `torch.nn.attention.flex_attention`, which compiles itself."""
+    configs = (getattr(child, "config", None) for child in model.modules())
+    return any(getattr(config, "_attn_implementation", None) == "flex_attention" for config in configs)
+
+
 def refuse_sharded(model: nn.Module) -> None:
     """Raise ``ValueError`` for parameters in shards: what one process computes alone would wait for the others."""
     from torch.distributed.tensor import DTensor

@@ -32,6 +32,13 @@ ForwardFn = Callable[[nn.Module, Tensor, Tensor], Any]
 _TRIAL_TOKENS, _TRIAL_PADDING = 32, 4  # so few that logits are small whatever the vocabulary
 
 
+_FLEX = (
+    "flex attention runs without its compiled kernel while it is measured, so that no graph of training is compiled"
+    " again: the states are right, but it is slower and keeps batch_size x heads x tokens x tokens scores. Lower"
+    " batch_size where memory is short"
+)
+
+
 class _AllRead(BaseException):
     """Ends a forward pass from a hook, once every layer asked for is read. No ``except Exception`` may hold it."""
 
@@ -133,6 +140,8 @@ class Reader:
                     kind = type(self._root).__name__
                     raise ValueError(f"{kind} gives other states of a row that is padded: give rows of one length")
         self.points, self.remarks = points, [one.remark for one in found if one.remark]
+        if locate.has_flex_attention(self.whole):
+            self.remarks.append(_FLEX)
         return [states[point.label].shape[-1] for point in points]
 
     @torch.no_grad()

@@ -13,6 +13,7 @@ from states import hooks_of, proven
 from torch import Tensor, nn
 
 from geomcallbacks import GeometryMonitor, ProbeSet
+from geomcallbacks.reading.device import kept_random_states, own_device
 from geomcallbacks.reading.no_trace import leave_no_trace
 
 
@@ -99,3 +100,31 @@ def test_autocast_caches_no_weight_while_measuring(precision: str) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         monitor.measure(tiny.model(), 0)
     assert set(seen) == {(True, False)}
+
+
+@pytest.mark.parametrize("kind", ["xpu", "mps"])
+def test_random_states_of_any_accelerator_are_put_back(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a stand-in for its generators: MPS is one device without a number, of others each has its own."""
+    states = {None: 5} if kind == "mps" else {0: 5, 1: 6}
+    module = torch.get_device_module(kind)
+    monkeypatch.setattr(module, "get_rng_state", lambda device=None: states[device])
+    monkeypatch.setattr(module, "set_rng_state", lambda state, device=None: states.update({device: state}))
+    devices = {torch.device(kind) if index is None else torch.device(kind, index) for index in states}
+    before = dict(states)
+    with kept_random_states(devices | {torch.device("cpu"), torch.device("meta")}):
+        states.update(dict.fromkeys(states, 9))
+    assert states == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "rank", "wanted"),
+    [(None, "0", "cpu"), ("xpu", "3", "xpu:1"), ("cuda", "0", "cuda:0"), ("mps", "2", "mps")],
+)
+def test_own_device_is_of_whatever_kind_the_machine_has(
+    kind: str | None, rank: str, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = None if kind is None else torch.device(kind)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: found)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    assert str(own_device()) == wanted

@@ -266,3 +266,15 @@ def test_model_compiled_in_place_by_the_default_backend() -> None:
     after.backward()
     assert torch.equal(after, before)
     assert model[0].weight.grad is not None
+
+
+def test_flex_attention_is_read_right_and_compiles_nothing() -> None:
+    """It compiles itself when it is called, for the shapes and the mode in which it is called."""
+    wanted = read(tiny.model("llama"), tiny.probe(8), [1, -1])
+    model, compiled = tiny.model("llama", attn_implementation="flex_attention"), torch._dynamo.utils.counters["stats"]
+    before = compiled["unique_graphs"]
+    got = read(model, tiny.probe(8), [1, -1])
+    assert compiled["unique_graphs"] == before
+    for label, states in wanted.items():
+        torch.testing.assert_close(got[label], states, rtol=0, atol=1e-5)
+    assert "Lower batch_size" in proven(model, tiny.probe(8)).remarks[0]
