@@ -129,6 +129,7 @@ def test_precision_is_that_asked_for_where_accelerate_wraps_the_forward() -> Non
 
     model = small_causal.build("InklingForCausalLM")
     wanted = read(model, tiny.probe(8))
+    AcceleratorState._reset_state(reset_partial_state=True)  # that of another test in this process
     try:
         prepared = Accelerator(cpu=True, mixed_precision="bf16").prepare(model)
         assert vars(prepared)["_original_forward"]
