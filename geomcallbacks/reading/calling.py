@@ -34,14 +34,15 @@ def call_whole(
     """
     known, taken = (inspect.signature(module.forward).parameters for module in (language_model, entry))
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
+    model_takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
     if not takes_any and "input_ids" not in taken:
         return call_plain(entry, input_ids_bt, mask_bt)
     wanted = {"attention_mask": mask_bt} | ({} if head else {"logits_to_keep": 1})
-    options = {name: value for name, value in wanted.items() if name in known and (takes_any or name in taken)}
     # Most models take these among others that they do not name.
-    asked = {"use_cache": False} | ({"output_hidden_states": True, "return_dict": True} if states else {})
-    options |= {name: value for name, value in asked.items() if takes_any or name in taken}
-    return entry(input_ids=input_ids_bt, **options)
+    unnamed = {"use_cache": False} | ({"output_hidden_states": True, "return_dict": True} if states else {})
+    known_too = dict(known) | (dict.fromkeys(unnamed) if model_takes_any else {})
+    options = {name: value for name, value in (wanted | unnamed).items() if name in known_too}
+    return entry(input_ids=input_ids_bt, **{name: options[name] for name in options if takes_any or name in taken})
 
 
 def call_plain(model: nn.Module, input_ids_bt: Tensor, mask_bt: Tensor | None) -> Any:
