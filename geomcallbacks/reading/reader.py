@@ -30,8 +30,6 @@ from geomcallbacks.reading.sharding import entry_of, spread_of
 ForwardFn = Callable[[nn.Module, Tensor, Tensor], Any]
 
 _TRIAL_TOKENS, _TRIAL_PADDING = 32, 4  # so few that logits are small whatever the vocabulary
-
-
 _FLEX = (
     "flex attention runs without its compiled kernel while it is measured, so that no graph of training is compiled"
     " again: the states are right, but it is slower and keeps batch_size x heads x tokens x tokens scores. Lower"
@@ -136,7 +134,7 @@ class Reader:
                 states = self._run(alone, points, pick)
             if self.language_model is not None and padded and t > length and _shown(found, states):
                 others = self._run(_cut(batch, length, t), points, pick)
-                if not all(same(others[label], state_td, _rounding(state_td)) for label, state_td in states.items()):
+                if any(_moved(others[label], state_td) for label, state_td in states.items()):
                     kind = type(self._root).__name__
                     raise ValueError(f"{kind} gives other states of a row that is padded: give rows of one length")
         self.points, self.remarks = points, [one.remark for one in found if one.remark]
@@ -238,10 +236,15 @@ def _shown(found: list[Proven], states: dict[str, Tensor]) -> bool:
     return all(same(*pair) for pair in pairs)
 
 
-def _rounding(states: Tensor) -> float:
-    """Return the share of a state's norm that rounding in another order of sums does not reach."""
-    exact = torch.finfo(states.dtype).eps < 1e-6 and torch.get_float32_matmul_precision() == "highest"
-    return 1e-4 if exact and not torch.is_autocast_enabled(states.device.type) else 0.05
+def _moved(left_td: Tensor, right_td: Tensor) -> bool:
+    """Whether most states differ by more than rounding in another order of sums.
+
+    Most, since rounding now and then sends a single token to another expert.
+    """
+    exact = torch.finfo(right_td.dtype).eps < 1e-6 and torch.get_float32_matmul_precision() == "highest"
+    tolerance = 1e-3 if exact and not torch.is_autocast_enabled(right_td.device.type) else 0.2
+    left_td, right_td = left_td.float(), right_td.float()
+    return bool(((left_td - right_td).norm(dim=1) > tolerance * right_td.norm(dim=1)).float().mean() > 0.5)
 
 
 def _hidden_states(point: locate.ReadPoint, value: Any, batch: ProbeBatch) -> Tensor:
