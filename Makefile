@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One thread a process: tests are small, and two of them run at a time.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 WANDB_MODE=offline
 
-.PHONY: install demo contrast analysis phases bottleneck scale real-model test test-faults test-sharded check bench test-gpu format clean
+.PHONY: install demo contrast analysis phases bottleneck scale sweep real-model test test-faults test-sharded check bench test-gpu format clean
 
 install: $(VENV)/installed
 
@@ -30,6 +30,10 @@ bottleneck: install
 
 scale: install
 	$(BIN)/python recipes/scale.py
+
+# Every causal language model class of Transformers, each layer against the class's own: a minute.
+sweep: install
+	$(TEST_ENV) PYTHONPATH=tests $(BIN)/python tests/sweep.py
 
 contrast: install
 	WANDB_MODE=offline WANDB_SILENT=true $(BIN)/python recipes/contrast.py --config recipes/configs/contrast_tiny.yaml

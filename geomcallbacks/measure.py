@@ -70,10 +70,10 @@ class _Pass:
 
 
 def prepare(model: nn.Module, probes: Mapping[str, ProbeSet], settings: ReadingSettings) -> tuple[Reader, list[str]]:
-    """Resolve what is read of the model, and try it on one short row of each probe.
+    """Find what is read of the model, by a trial pass over one short row.
 
     Returns:
-        What reads the model, and warnings, for n < 4d.
+        What reads the model, and warnings, for n < 4d and for a default layer that is not the last of hidden_states.
 
     Raises:
         ValueError: the model's vocabulary, its layers or its d do not fit probe and settings.
@@ -88,19 +88,20 @@ def prepare(model: nn.Module, probes: Mapping[str, ProbeSet], settings: ReadingS
     if settings.precision == "fp32" and low is not None:
         given = f"precision='fp32', and the model's weights are {_dtype_name(low)}, in which they compute"
         raise ValueError(f"{given}: give precision='training', or a model in float32")
-    warnings = []
+    language_model, warnings = reader.language_model, []
+    for label, probe in probes.items() if language_model is not None else ():
+        check_tokens(language_model, f"probe {label!r}", probe.max_token_id, probe.max_tokens)
+    widths = _widths(reader, list(probes.values()), settings)
     for label, probe in probes.items():
-        if reader.language_model is not None:
-            check_tokens(reader.language_model, f"probe {label!r}", probe.max_token_id, probe.max_tokens)
         n = settings.features(probe)
-        for d in _widths(reader, probe, settings):
+        for d in widths:
             settings.check_probe(label, probe, d)
             if n < 4 * d:
                 warnings.append(
                     f"probe {label!r} gives n = {n} features of d = {d}: below 4 d = {4 * d}, RankMe and its relatives"
                     " are biased downward, so compare only runs with the same n"
                 )
-    return reader, warnings
+    return reader, reader.remarks + warnings
 
 
 def measure_probe(
@@ -169,12 +170,12 @@ def measure_probe(
     ]
 
 
-def _widths(reader: Reader, probe: ProbeSet, settings: ReadingSettings) -> list[int]:
-    """Return d of each layer, from the shortest row of the probe."""
-    shortest = probe.batch(probe.lengths_n.argmin(0, keepdim=True))
+def _widths(reader: Reader, probes: list[ProbeSet], settings: ReadingSettings) -> list[int]:
+    """Return d of each layer, from a trial pass that finds where each is read."""
+    row = probes[0].batch(probes[0].lengths_n.argmin(0, keepdim=True))
+    padded = any(bool((probe.lengths_n != probe.lengths_n[0]).any()) for probe in probes)
     with _untouched(reader, settings, device_of(reader.called)):
-        features, _ = reader.read(shortest, settings.positions)
-    return [feature_md.shape[1] for feature_md in features.values()]
+        return reader.prove(row, padded)
 
 
 def _read_probe(
@@ -246,11 +247,11 @@ def _untouched(reader: Reader, settings: ReadingSettings, device: torch.device) 
     """Run forward passes inside under the settings' autocast, and leave no trace on the model."""
     own = reader.arithmetic if settings.precision == "training" and not torch.is_autocast_enabled(device.type) else None
     try:
-        with leave_no_trace(reader.called), own() if own else nullcontext(), settings.autocast(device):
+        with leave_no_trace(reader.whole), own() if own else nullcontext(), settings.autocast(device):
             yield
     finally:
         if reader.spread.sharded:
-            release(reader.called)
+            release(reader.whole)
 
 
 @contextmanager

@@ -97,9 +97,8 @@ class GeometryMonitor(RunMonitor):
 
     def prefixes_of(self, label: str) -> list[str]:
         """Return those of one probe."""
-        reader = self._read_model[1] if self._read_model is not None else None
-        layers = layer_list(self.settings.layers)
-        labels = [point.label for point in reader.points] if reader is not None else [_label(layer) for layer in layers]
+        points = self._read_model[1].points if self._read_model is not None else []
+        labels = [point.label for point in points] or [_label(layer) for layer in layer_list(self.settings.layers)]
         return [self.key_of(label, layer) for layer in labels]
 
     def key_of(self, label: str, layer: str | None = None) -> str:
@@ -107,9 +106,10 @@ class GeometryMonitor(RunMonitor):
 
         So a second probe or layer adds keys, and renames none.
         """
-        last = self._read_model[1].last if self._read_model is not None else _label(-1)
+        points = self._read_model[1].points if self._read_model is not None else []
+        last = {_label(-1), *(point.label for point in points if point.last)}
         named = [label] if self._is_labelled else []
-        return "/".join(["geometry", *named, *([layer] if layer not in (None, last) else [])])
+        return "/".join(["geometry", *named, *([layer] if layer is not None and layer not in last else [])])
 
     def step(
         self, model: nn.Module, step: int, *, tokens: int | None = None, last: bool = False

@@ -40,8 +40,8 @@ class ReadingSettings:
     """How a probe is read. `geomcallbacks trace` takes these too.
 
     Attributes:
-        layers: `-1`: the backbone's output, after the final norm where the model has one; `0` … depth: as in
-            Transformers' `hidden_states`; the name of a submodule; or a list of these.
+        layers: `-1`: what enters the LM head, after the final norm where the model has one; `0` … depth: the model's
+            own `hidden_states`; the name of a submodule; or a list of these. A trial pass at the start proves each.
         positions: `"last"`: the last token of each row; `k`: so many evenly spaced positions; `"all"` but the first;
             `"mean"` of these.
         alpha_window: ranks (first, last) over which α is fitted, 1-based and inclusive. A model with d < 128 needs a
@@ -98,9 +98,11 @@ class ReadingSettings:
         check_positions(self.positions, probe.lengths_n)
         n = self.features(probe)
         most = n - 1 if d is None else min(n - 1, d)
-        if self.alpha_window[1] > most:
+        if 3 <= most < self.alpha_window[1]:  # no window at all fits fewer: α has no value then, and all else has
             given = f"n = {n} features" + ("" if d is None else f" of d = {d}")
             advice = f", such as alpha_window=({max(2, most // 8)}, {3 * most // 4})" if most >= 8 else ""
+            if d is None:  # what fits n may not fit the model: no advice that the next error takes back
+                advice = ", and at the model's d"
             raise ValueError(
                 f"alpha_window={self.alpha_window} reaches past the {most} eigenvalues that {given} of probe {label!r}"
                 f" have: end it at {most} or below{advice}, or take more rows or positions"

@@ -17,9 +17,20 @@ def read(
     model: nn.Module, probe: ProbeSet, layers: object = -1, positions: object = "last", batch_size: int = 16, **where
 ) -> dict[str, Tensor]:
     """Features (n, d) by layer, in the order of the probe's rows."""
+    return read_by(proven(model, probe, layers, **where), probe, positions, batch_size)
+
+
+def proven(model: nn.Module, probe: ProbeSet, layers: object = -1, **where) -> Reader:
+    """A reader that has run its trial pass."""
     reader = Reader(model, layers, **where)
+    reader.prove(probe.batches(1)[0])
+    return reader
+
+
+def read_by(reader: Reader, probe: ProbeSet, positions: object = "last", batch_size: int = 16) -> dict[str, Tensor]:
+    """Features (n, d) by layer, in the order of the probe's rows."""
     stores: dict[str, Rows] = {}
-    with leave_no_trace(reader.called):
+    with leave_no_trace(reader.whole):
         for batch in probe.batches(batch_size):
             features, origin = reader.read(batch, positions)
             for label, feature_md in features.items():

@@ -91,10 +91,11 @@ def test_several_probes_and_layers_in_one_pass_over_each() -> None:
     probes = {"a": tiny.probe(64), "b": tiny.probe(72, seed=5)}
     watch = monitor(probes, layers=[0, 1, -1])
     watch.start(model)
-    model.gpt_neox.register_forward_hook(
+    handle = model.gpt_neox.register_forward_hook(
         lambda module, args, kwargs, out: calls.append(len(kwargs["input_ids"])), with_kwargs=True
     )
     records = watch.measure(model, 0)
+    handle.remove()
     assert calls == [32, 32, 32, 32, 8]
     assert [(r.probe, r.layer, r.n) for r in records] == [
         (label, f"layer{layer}", n) for label, n in (("a", 64), ("b", 72)) for layer in (0, 1, 3)
@@ -207,7 +208,7 @@ def test_non_finite_rows(tmp_path: Path, n: int, d: int, value: float) -> None:
         ({"positions": 8}, r"positions=8 needs rows of at least 9 tokens.*one of 8"),
         ({"alpha_window": (5, 4)}, r"alpha_window=\(5, 4\) is not a window"),
         ({"alpha_window": (11, 64)}, r"alpha_window=\(11, 64\) reaches past the 63 eigenvalues that n = 64 features of"
-                                     r" probe 'probe' have: end it at 63 or below, such as alpha_window=\(7, 47\)"),
+                                     r" probe 'probe' have: end it at 63 or below, and at the model's d"),
         ({"precision": "fp8"}, r"precision='fp8' is unknown: give 'training', 'fp32' or 'bf16'"),
         ({"batch_size": 0}, r"batch_size=0: give a positive number"),
         ({"layers": 1.5}, "layers=1.5 is no layer"),

@@ -25,7 +25,7 @@ def language_model_of(model: nn.Module) -> Any:
     locate.refuse_sharded(inner)
     locate.refuse_unsupported(inner)
     _, found = locate.find_root(inner, None, by_name=False)
-    if found.get_output_embeddings() is None:  # type: ignore[operator]
+    if locate.head_of(found) is None:
         raise ValueError(f"{type(found).__name__} has no language-model head: give one such as AutoModelForCausalLM's")
     return found
 

@@ -6,12 +6,14 @@ Language models are told by their class, without importing Transformers; what ca
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
+from geomcallbacks.reading.evidence import Place, Side
 from geomcallbacks.reading.zero3 import is_partitioned
 
 Layers = int | str | Sequence[int | str]
@@ -19,12 +21,13 @@ Layers = int | str | Sequence[int | str]
 
 @dataclass(frozen=True)
 class ReadPoint:
-    """Where one layer's states are taken: at the `side` of the module called `name`."""
+    """Where one layer's states are taken: at the `side` of the module called `name`. `last`: it is what -1 reads."""
 
     label: str
     name: str
     module: nn.Module
-    side: Literal["input", "output"]
+    side: Side
+    last: bool = False
 
 
 def layer_list(layers: Layers) -> list[int | str]:
@@ -49,13 +52,22 @@ def is_language_model(module: nn.Module) -> bool:
     return hasattr(type(module), "base_model_prefix") and hasattr(type(module), "get_input_embeddings")
 
 
+def head_of(language_model: Any) -> nn.Module | None:
+    """Return the head that turns states into logits; None where there is none."""
+    try:
+        head: nn.Module | None = language_model.get_output_embeddings()
+    except NotImplementedError:  # of models of several parts
+        return None
+    return head
+
+
 def find_root(model: nn.Module, name: str | None, by_name: bool) -> tuple[str, nn.Module]:
     """Return the path and the module that layers are counted in: the one called `name`, else the only language model.
 
     Args:
         model: the whole model.
         name: what the caller named, if anything.
-        by_name: the caller names what is read, so that `model` itself serves where it holds no language model.
+        by_name: `model` itself serves where it holds no language model.
 
     Raises:
         ValueError: there is no such submodule, or no language model, or more than one.
@@ -69,16 +81,21 @@ def find_root(model: nn.Module, name: str | None, by_name: bool) -> tuple[str, n
             found.append((path, child))
     if by_name and not found:
         return "", model
-    with_head = [(path, child) for path, child in found if child.get_output_embeddings() is not None]  # type: ignore[operator]
-    candidates = with_head or found
+    candidates = [(path, child) for path, child in found if head_of(child) is not None] or found
     if len(candidates) == 1:
         return candidates[0]
-    kind = type(model).__name__
     if candidates:
         listed = ", ".join(f"module={path!r} ({type(child).__name__})" for path, child in candidates)
-        raise ValueError(f"{kind} holds {len(candidates)} language models: choose one, {listed}")
+        raise ValueError(f"{type(model).__name__} holds {len(candidates)} language models: choose one, {listed}")
+    raise ValueError(none_found(model))
+
+
+def none_found(model: nn.Module) -> str:
+    """Say that a model holds no language model, and what of it may be read instead."""
     children = ", ".join(f"{path} ({type(child).__name__})" for path, child in model.named_children())
-    raise ValueError(f"no causal language model in {kind}: name what is read, module=<name>, of {children or 'none'}")
+    return (
+        f"no causal language model in {type(model).__name__}: name what is read, module=<name>, of {children or 'none'}"
+    )
 
 
 def submodule(root: nn.Module, name: str, argument: str = "layers") -> nn.Module:
@@ -97,47 +114,23 @@ def submodule(root: nn.Module, name: str, argument: str = "layers") -> nn.Module
     raise ValueError(f"{argument}={name!r} is no submodule of {type(root).__name__}: {hint}")
 
 
-def read_points(root_name: str, root: nn.Module, layers: Layers) -> list[ReadPoint]:
-    """Return where each of the layers is read.
+def join(*names: str) -> str:
+    """Return the path of a module inside another."""
+    return ".".join(name for name in names if name)
 
-    Args:
-        root_name: path of `root` in the whole model.
-        root: the module that layers are counted in.
-        layers: numbers as in Transformers' `hidden_states`, or names of submodules.
 
-    Raises:
-        ValueError: no layer is asked for, one twice, or one that is not there.
+def expected(language_model: nn.Module, index: int, count: int) -> Place | None:
+    """Return where hidden state `index` of `count` is looked for first; None where blocks do not stand in one list.
+
+    0 enters the first block, i leaves block i, and the last leaves the backbone.
     """
-    points = []
-    for layer in layer_list(layers):
-        if isinstance(layer, str):
-            points.append(ReadPoint(layer, layer, submodule(root, layer), "output"))
-        elif is_language_model(root):
-            points.append(_numbered(root_name, root, layer))
-        elif layer == -1:
-            points.append(ReadPoint(root_name or "output", root_name, root, "output"))
-        else:
-            raise ValueError(f"layers={layer} counts blocks, which {type(root).__name__} has not: name a submodule")
-    labels = [point.label for point in points]
-    if not labels:
-        raise ValueError("layers=[] reads nothing: give a layer, or -1 for the last")
-    if len(set(labels)) < len(labels):
-        raise ValueError(f"layers={layers!r} names a layer twice ({', '.join(labels)}): name each once")
-    return points
-
-
-def _numbered(root_name: str, language_model: Any, layer: int) -> ReadPoint:
-    """Return where layer `layer` is read: 0 enters the first block, i leaves block i, the last leaves the backbone."""
-    backbone = backbone_of(language_model)
-    depth = language_model.config.get_text_config().num_hidden_layers
-    if not -depth - 1 <= layer <= depth:
-        kind = type(language_model).__name__
-        raise ValueError(f"layers={layer} is not in {kind}, which has {depth} blocks: give {-depth - 1} to {depth}")
-    index = layer % (depth + 1)
-    module = backbone if index == depth else blocks_of(language_model)[max(index - 1, 0)]
     names = {child: name for name, child in language_model.named_modules()}
-    name = ".".join(part for part in (root_name, names[module]) if part)
-    return ReadPoint(f"layer{index}", name or type(module).__name__, module, "output" if index else "input")
+    if index == count - 1:
+        return names[backbone_of(language_model)], "output"
+    blocks = blocks_of(language_model)
+    if not blocks or index > len(blocks):
+        return None
+    return names[blocks[max(index - 1, 0)]], "output" if index else "input"
 
 
 def check_tokens(language_model: Any, name: str, largest: int, longest: int) -> None:
@@ -150,35 +143,50 @@ def check_tokens(language_model: Any, name: str, largest: int, longest: int) -> 
         largest: their largest token id.
         longest: tokens of the longest of them.
     """
-    # PEFT's wrappers of an embedding hide num_embeddings, but not the weight.
-    weight = getattr(language_model.get_input_embeddings(), "weight", None)
+    try:  # PEFT's wrappers of an embedding hide num_embeddings, but not the weight.
+        weight = getattr(language_model.get_input_embeddings(), "weight", None)
+    except NotImplementedError:  # of models of several parts
+        weight = None
     shape: Sequence[int] = getattr(weight, "ds_shape", getattr(weight, "shape", ()))  # ZeRO-3 leaves an empty tensor
     if isinstance(weight, Tensor) and len(shape) == 2 and largest >= shape[0]:
         ends = f"the model's vocabulary ends at {shape[0] - 1}"
         raise ValueError(f"{name} holds token id {largest}, and {ends}: build it with the model's own tokenizer")
     positions = getattr(language_model.config.get_text_config(), "max_position_embeddings", None)
     rotary = any("RotaryEmbedding" in type(child).__name__ for child in language_model.modules())
-    if positions is not None and not rotary and longest > positions:  # on CUDA, reading past it ends the process
+    limited = isinstance(positions, int) and not rotary and 0 < positions < longest  # XLNet's -1: they do not end
+    if limited:  # on CUDA, reading past it ends the process
         reach = f"and the model has {positions} positions"
         raise ValueError(f"{name} has a row of {longest} tokens, {reach}: shorten it, as max_length={positions} does")
 
 
 def backbone_of(language_model: Any) -> nn.Module:
-    """Return the decoder without its head, or raise ``ValueError`` for an encoder-decoder."""
-    if getattr(language_model.config, "is_encoder_decoder", False):
-        raise ValueError(f"{type(language_model).__name__} is an encoder-decoder: only causal models are read")
-    backbone: nn.Module = language_model.get_decoder()
-    return backbone
+    """Return the decoder without its head, itself where none is told apart; ``ValueError`` for an encoder-decoder."""
+    kind = type(language_model).__name__
+    if "decoder_input_ids" in inspect.signature(language_model.forward).parameters:
+        line = "layers='encoder', forward=lambda model, ids, mask: model.get_encoder()(ids, attention_mask=mask)"
+        raise ValueError(f"{kind} is an encoder-decoder: only causal models are read. Its encoder is read by {line}")
+    candidates: list[nn.Module] = [language_model.get_decoder()]
+    if head_of(language_model) is not None:
+        # get_decoder() may give the model itself (Llama 4) or its head (ModernBERT's decoder).
+        entered = language_model.get_input_embeddings()
+        holding = [child for child in language_model.children() if any(part is entered for part in child.modules())]
+        candidates = [c for c in (*candidates, language_model.base_model, *holding) if c is not language_model]
+    return next(filter(is_language_model, candidates), language_model)
 
 
-def blocks_of(language_model: Any) -> nn.ModuleList:
-    """Return the decoder's blocks in their order, or raise ``ValueError`` where they do not stand in one list."""
-    backbone = backbone_of(language_model)
-    depth = language_model.config.get_text_config().num_hidden_layers
-    for child in backbone.children():
-        if isinstance(child, nn.ModuleList) and len(child) == depth:
-            return child
-    raise ValueError(f"the blocks of {type(backbone).__name__} were not found: name the submodule to read instead")
+def blocks_of(language_model: Any) -> Sequence[nn.Module]:
+    """Return the decoder's blocks in their order; none where they do not stand in one list."""
+    lists = [child for child in backbone_of(language_model).children() if isinstance(child, nn.ModuleList)]
+    depth = getattr(language_model.config.get_text_config(), "num_hidden_layers", None)
+    of_depth = [child for child in lists if len(child) == depth]
+    # An encoder's depth may stand in the config of a decoder alone (BART).
+    return next(iter(of_depth or (lists if len(lists) == 1 else ())), ())  # type: ignore[arg-type]
+
+
+def has_flex_attention(model: nn.Module) -> bool:
+    """Whether a part of the model attends by `torch.nn.attention.flex_attention`, which compiles itself."""
+    configs = (getattr(child, "config", None) for child in model.modules())
+    return any(getattr(config, "_attn_implementation", None) == "flex_attention" for config in configs)
 
 
 def refuse_sharded(model: nn.Module) -> None:

@@ -6,26 +6,29 @@ import random
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+
+from geomcallbacks.reading.device import kept_random_states
 
 
 @contextmanager
 def leave_no_trace(module: nn.Module) -> Iterator[None]:
     """Put a module into evaluation mode inside, and put back afterwards what a forward pass may change.
 
-    That is each submodule's own mode, attributes and buffers, and every random state. Compiled submodules run eagerly
-    inside: a hook added after the first compiled call would never fire, and the probe's shapes would make the training
-    graphs dynamic.
+    That is each submodule's own mode, attributes, buffers and hooks, and every random state. Compiled submodules run
+    eagerly inside: a hook added after the first compiled call would never fire, and the probe's shapes would make the
+    training graphs dynamic.
     """
     # Modes are attributes too; dynamic RoPE replaces buffers and attributes for a row longer than any before.
-    before = [(child, dict(vars(child)), dict(child._buffers)) for child in module.modules()]
-    cuda = {p.device for p in module.parameters() if p.device.type == "cuda"}
+    # Transformers hooks every block when hidden_states are first asked for.
+    before = [(child, dict(vars(child)), [(kept, dict(kept)) for kept in _kept(child)]) for child in module.modules()]
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=[device.index for device in cuda]))
+        stack.enter_context(kept_random_states({parameter.device for parameter in module.parameters()}))
         if "torch._dynamo" in sys.modules:  # nothing is compiled before that is loaded, and loading takes seconds
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         try:
@@ -33,11 +36,17 @@ def leave_no_trace(module: nn.Module) -> Iterator[None]:
                 child.training = False
             yield
         finally:
-            for child, attributes, buffers in before:
+            for child, attributes, contents in before:
                 for added in vars(child).keys() - attributes.keys():
                     del vars(child)[added]
                 vars(child).update(attributes)
-                child._buffers.clear()
-                child._buffers.update(buffers)
+                for kept, content in contents:
+                    kept.clear()
+                    kept.update(content)
             random.setstate(python_state)
             np.random.set_state(numpy_state)
+
+
+def _kept(module: nn.Module) -> list[dict[Any, Any]]:
+    """Return the dictionaries of a module whose contents a forward pass may change."""
+    return [module._buffers, module._forward_hooks, module._forward_pre_hooks]

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -67,3 +67,14 @@ def pick_positions(batch: ProbeBatch, positions: Positions, device: torch.device
         return mean
     row_m, position_m = (send(part, device) for part in feature_places(batch.lengths_b, positions))
     return lambda hidden_btd: hidden_btd[row_m.to(hidden_btd.device), position_m.to(hidden_btd.device)]
+
+
+def states_in(value: Any) -> Tensor | None:
+    """Return the tensor that holds hidden states in what passes a module, whole where it is a DTensor; None: none."""
+    hidden = getattr(value, "last_hidden_state", value)
+    hidden = hidden[0] if isinstance(hidden, (tuple, list)) and hidden else hidden
+    if not isinstance(hidden, Tensor):
+        return None
+    if hasattr(hidden, "full_tensor"):  # tensor parallelism may leave states in parts
+        hidden = hidden.full_tensor()
+    return hidden.detach()  # type: ignore[no-any-return]

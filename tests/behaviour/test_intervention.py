@@ -7,7 +7,13 @@ import pytest
 import tiny
 import torch
 from behaviour_rows import choices
-from transformers import GPT2LMHeadModel, GraniteConfig, GraniteForCausalLM
+from transformers import (
+    GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
+    ModernBertDecoderConfig,
+    ModernBertDecoderForCausalLM,
+)
 
 from geomcallbacks import GeometryMonitor
 from geomcallbacks.behaviour import ChoiceAccuracy, SpectralIntervention
@@ -130,6 +136,23 @@ def test_a_head_that_reads_something_else_is_refused():
     model = Odd(tiny.CONFIGS["gpt2"]())
     with pytest.raises(ValueError, match=r"head of Odd.*own logits"):
         SpectralIntervention(tiny.probe(), choices(), ks=(2,))(model)
+
+
+def test_directions_are_of_the_backbone_where_the_model_changes_its_output_before_the_head():
+    """What is exchanged is the backbone's output, so that the directions must be of that too."""
+    config = ModernBertDecoderConfig(
+        vocab_size=tiny.VOCABULARY, hidden_size=D, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model, probe = ModernBertDecoderForCausalLM(config).eval(), tiny.probe()
+    with torch.no_grad():
+        states = [
+            model.model(input_ids=ids[None, :n]).last_hidden_state[0, -1]
+            for ids, n in zip(probe.input_ids_nt, probe.lengths_n.tolist(), strict=True)
+        ]
+        mean_d = directions_of(model, probe, "last").mean_d
+    torch.testing.assert_close(mean_d, torch.stack(states).double().mean(0), rtol=0, atol=1e-6)
 
 
 def test_hooks_go_when_the_head_fails():

@@ -92,7 +92,7 @@ def probe(case: Case, lengths: list[int]) -> ProbeSet:
 
 def ours(reader: Reader, rows: ProbeSet, batch: int) -> list[Tensor]:
     """Read the probe as a measurement does."""
-    with leave_no_trace(reader.called):
+    with leave_no_trace(reader.whole):
         return [states for part in rows.batches(batch) for states in reader.read(part, "last")[0].values()]
 
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from states import hooks_of
+from states import hooks_of, proven
 from torch import Tensor, nn
 
 from geomcallbacks import GeometryMonitor, ProbeSet
+from geomcallbacks.reading.device import kept_random_states, own_device
 from geomcallbacks.reading.no_trace import leave_no_trace
-from geomcallbacks.reading.reader import Reader
 
 
 @pytest.fixture
@@ -79,8 +79,8 @@ def test_frequencies_of_dynamic_rope_are_put_back() -> None:
     model = tiny.model("llama", rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4})
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     long = ProbeSet.from_token_ids(torch.randint(3, tiny.VOCABULARY, (4, 100)))
-    reader = Reader(model)
-    with leave_no_trace(reader.called):
+    reader = proven(model, tiny.probe(4))
+    with leave_no_trace(reader.whole):
         reader.read(long.batches(4)[0], "last")
         assert not torch.equal(model.model.rotary_emb.inv_freq, before["model.rotary_emb.inv_freq"])
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
@@ -100,3 +100,31 @@ def test_autocast_caches_no_weight_while_measuring(precision: str) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         monitor.measure(tiny.model(), 0)
     assert set(seen) == {(True, False)}
+
+
+@pytest.mark.parametrize("kind", ["xpu", "mps"])
+def test_random_states_of_any_accelerator_are_put_back(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a stand-in for its generators: MPS is one device without a number, of others each has its own."""
+    states = {None: 5} if kind == "mps" else {0: 5, 1: 6}
+    module = torch.get_device_module(kind)
+    monkeypatch.setattr(module, "get_rng_state", lambda device=None: states[device])
+    monkeypatch.setattr(module, "set_rng_state", lambda state, device=None: states.update({device: state}))
+    devices = {torch.device(kind) if index is None else torch.device(kind, index) for index in states}
+    before = dict(states)
+    with kept_random_states(devices | {torch.device("cpu"), torch.device("meta")}):
+        states.update(dict.fromkeys(states, 9))
+    assert states == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "rank", "wanted"),
+    [(None, "0", "cpu"), ("xpu", "3", "xpu:1"), ("cuda", "0", "cuda:0"), ("mps", "2", "mps")],
+)
+def test_own_device_is_of_whatever_kind_the_machine_has(
+    kind: str | None, rank: str, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = None if kind is None else torch.device(kind)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: found)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    assert str(own_device()) == wanted

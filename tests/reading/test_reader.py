@@ -10,12 +10,11 @@ import pytest
 import tiny
 import torch
 from accelerate import cpu_offload
-from states import hooks_of, last_states, own_states, read
+from states import hooks_of, last_states, own_states, proven, read, read_by
 from torch import Tensor, nn
 
 from geomcallbacks import ProbeSet
 from geomcallbacks.reading.locate import blocks_of, unwrap
-from geomcallbacks.reading.reader import Reader
 
 
 def assert_equal(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
@@ -59,30 +58,32 @@ def test_blocks_behind_the_deepest_layer_do_not_run(kind: str, layers: object, r
     if layers == [1, "norm"]:
         layers = [1, {"llama": "model.norm", "gpt_neox": "gpt_neox.final_layer_norm", "gpt2": "transformer.ln_f"}[kind]]
     wanted = read(model, tiny.probe(8), [0, 1, 2, 3])
-    begun: list[int] = []
+    reader, begun = proven(model, tiny.probe(8), layers), []
     for index, block in enumerate(blocks_of(model)):
         block.register_forward_pre_hook(lambda module, args, index=index: begun.append(index))
-    got = read(model, tiny.probe(8), layers)
+    got = read_by(reader, tiny.probe(8))
     assert begun == list(range(run))
     assert all(torch.equal(got[label], wanted[label]) for label in wanted.keys() & got.keys())
 
 
 def test_neither_head_nor_cache_is_computed() -> None:
     model, seen = tiny.model("llama"), []
+    reader = proven(model, tiny.probe(8))
     model.lm_head.register_forward_hook(lambda module, args, output: seen.append("head"))
     model.model.register_forward_hook(lambda module, args, output: seen.append(output.past_key_values))
-    read(model, tiny.probe(8))
+    read_by(reader, tiny.probe(8))
     assert seen == [None]
 
 
 @pytest.mark.parametrize("padded", [False, True])
 def test_a_mask_is_given_where_there_is_padding(padded: bool) -> None:
-    model, seen = tiny.model("llama"), []
+    model, seen, (ids_nt, mask_nt) = tiny.model("llama"), [], tiny.rows(8)
+    probe = ProbeSet.from_token_ids(ids_nt, mask_nt if padded else None)
+    reader = proven(model, probe)
     model.model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["attention_mask"]), with_kwargs=True
     )
-    ids_nt, mask_nt = tiny.rows(8)
-    read(model, ProbeSet.from_token_ids(ids_nt, mask_nt if padded else None))
+    read_by(reader, probe)
     assert [mask is not None for mask in seen] == [padded]
 
 
@@ -160,7 +161,7 @@ def test_model_inside_a_lightning_module() -> None:
     wanted = read(module.network["lm"], probe, [0, -1])
     assert_equal(read(module, probe, [0, -1]), wanted)
     assert_equal(read(nn.DataParallel(module), probe, [0, -1]), wanted)
-    assert Reader(module).points[0].name == "network.lm.model"
+    assert proven(module, probe).points[0].name == "network.lm.model"
 
 
 @pytest.mark.parametrize("whole", [None, ["LlamaModel"]], ids=["layer by layer", "as a whole"])
@@ -265,3 +266,15 @@ def test_model_compiled_in_place_by_the_default_backend() -> None:
     after.backward()
     assert torch.equal(after, before)
     assert model[0].weight.grad is not None
+
+
+def test_flex_attention_is_read_right_and_compiles_nothing() -> None:
+    """It compiles itself when it is called, for the shapes and the mode in which it is called."""
+    wanted = read(tiny.model("llama"), tiny.probe(8), [1, -1])
+    model, compiled = tiny.model("llama", attn_implementation="flex_attention"), torch._dynamo.utils.counters["stats"]
+    before = compiled["unique_graphs"]
+    got = read(model, tiny.probe(8), [1, -1])
+    assert compiled["unique_graphs"] == before
+    for label, states in wanted.items():
+        torch.testing.assert_close(got[label], states, rtol=0, atol=1e-5)
+    assert "Lower batch_size" in proven(model, tiny.probe(8)).remarks[0]

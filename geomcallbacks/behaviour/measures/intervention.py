@@ -106,7 +106,7 @@ class SpectralIntervention:
         check_tokens(model, "probe rows", self.probe.max_token_id, self.probe.max_tokens)
         shortest = self.probe.batch(self.probe.lengths_n.argmin(0, keepdim=True))
         with evaluating(model) as language_model:
-            features, _ = Reader(language_model).read(shortest, self.positions)
+            features, _ = _reader(language_model).read(shortest, self.positions)
         d = next(iter(features.values())).shape[1]
         if max(self.ks) > d:
             raise ValueError(f"ks={tuple(self.ks)}: the model's states have d = {d} directions; lower ks")
@@ -166,7 +166,7 @@ def directions_of(language_model: Any, probe: ProbeSet, positions: Positions, ba
     Raises:
         ValueError: a state is not finite.
     """
-    reader = Reader(language_model)
+    reader = _reader(language_model)
     store: Moments | None = None
     for batch in probe.batches(batch_size):
         features, origin = reader.read(batch, positions)
@@ -179,6 +179,12 @@ def directions_of(language_model: Any, probe: ProbeSet, positions: Positions, ba
         raise ValueError("hidden states of the probe are not finite: they have no eigendirections")
     values_d, vectors_dd = torch.linalg.eigh(m2_dd / max(n - 1, 1))
     return Directions(mean_d, values_d.flip(0).clamp_min(0.0), vectors_dd.flip(1))
+
+
+def _reader(language_model: Any) -> Reader:
+    """Return what reads the backbone's output, which some models change once more before their head."""
+    names = {module: name for name, module in language_model.named_modules()}
+    return Reader(language_model, names[backbone_of(language_model)])
 
 
 def project(hidden_md: Tensor, directions: Directions, kept: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ Transformers fills weights that a file lacks with random numbers and a warning: 
 
 from __future__ import annotations
 
-import os
 import pickle
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from geomcallbacks.reading.device import own_device
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -47,7 +48,7 @@ class Reading:
         Raises:
             ValueError: there is no such device.
         """
-        device = self.device or _own_device()
+        device = self.device or str(own_device())
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:  # the latter from a PyTorch without CUDA
@@ -149,9 +150,3 @@ def _check_complete(model: Any, info: Any, source: Path, head: bool) -> None:
     if missing:
         found = f"{source} lacks {len(missing)} of the model's weights ({', '.join(missing[:3])}…)"
         raise ValueError(f"{found}: the checkpoint is incomplete, or of another shape than its configuration")
-
-
-def _own_device() -> str:
-    if torch.cuda.is_available():
-        return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
-    return "cpu"
