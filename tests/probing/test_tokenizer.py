@@ -101,6 +101,17 @@ def test_rank_of_chats_is_that_of_their_content() -> None:
     assert ranks[0] == ranks[1] > 10
 
 
+def test_what_closes_every_chat_and_is_no_mark_is_told() -> None:
+    """A generation prompt; and the marks of a template that the tokenizer does not know, so that they are words."""
+    own = tokenizer(chat_template=CHATML)
+    turns = [[{"role": "user", "content": text}] for text in texts()]
+    prompts = [own.apply_chat_template(turn, tokenize=False, add_generation_prompt=True) for turn in turns]
+    strange = [f"{text} </answer>" for text in texts()]
+    for rendered, shown in ((prompts, r"'\\n'"), (strange, "'<unk>'")):
+        with pytest.warns(UserWarning, match=rf"40 of the probe's 40 different rows end in token \d+ \({shown}\)"):
+            ProbeSet.from_texts(rendered, own, **(SETTINGS | {"max_length": 64}))
+
+
 @pytest.mark.parametrize("special", [True, False], ids=["special", "added"])
 def test_marks_of_a_template_need_not_be_special(special: bool) -> None:
     own = tokenizer(special=special, chat_template=CHATML)
