@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     text = "hub name, name@revision, a folder of checkpoints (checkpoint-N, checkpoints/step-N, *.ckpt) or of one model"
     add("models", nargs="+", metavar="MODEL", help=f"{text}; several are one curve, counted 0, 1, 2, …")
-    text = "all with a step in their names, about 8 a decade of them, names, or a file of names"
+    text = "all with a step in their names, about 8 a decade of them, names (or NAME=STEP), or a file of those"
     add("--revisions", metavar="all|log|A,B|FILE", help=f"{text} (main of a hub name, all in a folder)")
     add("--out", metavar="FILE", help="record file (geometry-trace.jsonl in the folder, or MODEL-geometry.jsonl)")
     add("--tokens-per-update", type=int, metavar="N", help="to record training tokens where names do not tell them")

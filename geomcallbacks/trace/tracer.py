@@ -70,7 +70,7 @@ def trace(
     Args:
         models: a hub name (`name` or `name@revision`), a folder of checkpoints, or several in order as one curve.
         revisions: "all", "log", names with commas between them, a file of names, or a list; see
-            `geomcallbacks.trace.checkpoints.revisions`. None: `main` of a hub name, everything in a folder.
+            `geomcallbacks.trace.checkpoints.revisions.choose_names`. None: `main` of a hub name, everything in a folder.
         probes: one or several by label, ready or still text. None: what the run in that folder was measured on, else
             offline text. One probe serves all checkpoints.
         settings: arguments of GeometryMonitor of the same names, in place of those that the run's records state.

@@ -80,7 +80,7 @@ def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> An
 
 def _folder(source: Path, config: str | None) -> Path:
     """Return the folder with a checkpoint's tokenizer: its own, or one near a Lightning file."""
-    near = [*([Path(config)] if config else []), *source.parents[:2]] if source.is_file() else [source]
+    near = [*([Path(config)] if config else []), *source.parents[:3]] if source.is_file() else [source]
     for place in (*near, *(folder / "tokenizer" for folder in near)):
         if _hash_of_files(place) is not None or (place / "tokenizer_config.json").is_file():
             return place

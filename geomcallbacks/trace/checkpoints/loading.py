@@ -41,6 +41,11 @@ class Reading:
     evict: bool = False
     cache_dir: str | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("tokenizer", "config", "cache_dir"):
+            if (given := getattr(self, name)) is not None:
+                object.__setattr__(self, name, os.path.expanduser(given))
+
     def resolve(self, dtype: str) -> Reading:
         """Return this reading with a device, and with `dtype` where it has none.
 
@@ -92,14 +97,14 @@ def load_model(source: Path, reading: Reading, *, head: bool = True) -> nn.Modul
 
 
 def read_config(source: Path, reading: Reading) -> Any:
-    """Load the configuration of a Lightning checkpoint: the one given, else `config.json` beside it or one folder up.
+    """Load the configuration of a Lightning checkpoint: the one given, else `config.json` beside it or two folders up.
 
     Raises:
         ValueError: there is none.
     """
     from transformers import AutoConfig
 
-    beside = [file for folder in source.parents[:2] if (file := folder / "config.json").is_file()]
+    beside = [file for folder in source.parents[:3] if (file := folder / "config.json").is_file()]
     if reading.config is None and not beside:
         raise ValueError(f"{source} holds weights without their shape: put config.json beside it, or give --config")
     return AutoConfig.from_pretrained(reading.config or beside[0], trust_remote_code=reading.trust_remote_code)
