@@ -16,6 +16,7 @@ from geomcallbacks.phases import PHASE_NAMES, PhaseTracker
 from geomcallbacks.probe import ProbeSet
 from geomcallbacks.reading.device import device_of
 from geomcallbacks.reading.reader import Reader
+from geomcallbacks.reading.weights import TRAINING, average_around, storage_of
 from geomcallbacks.record import CONVENTION, GeometryRecord, read_records
 from geomcallbacks.running.processes import first_decides, first_numbers, rank
 from geomcallbacks.running.record_writer import record_lines
@@ -175,6 +176,8 @@ class GeometryMonitor(RunMonitor):
             self._read_model = (model, self.settings.reader(model))
         reader = self._read_model[1]
         records = measure_probe(reader, label, probe, self.settings, step=step, tokens=tokens, ending=run.ending)
+        held = average_around(model, reader.called) or (TRAINING if run.weights is None else run.weights())
+        records = [replace(record, weights=held, storage=storage_of(reader.called)) for record in records]
         if records[0].batch_size < self.settings.batch_size:
             self.settings = replace(self.settings, batch_size=records[0].batch_size)
             self._warn_once("memory", f"the probe ran out of memory: batch_size is now {records[0].batch_size}")

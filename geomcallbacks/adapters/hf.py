@@ -20,6 +20,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from geomcallbacks.adapters.callback import Monitored
 from geomcallbacks.adapters.siblings import siblings
 from geomcallbacks.adapters.tracker import Row, wandb_histograms
+from geomcallbacks.reading.weights import held_by_optimizers
 
 
 class MonitorCallback(Monitored, TrainerCallback):
@@ -51,6 +52,7 @@ class MonitorCallback(Monitored, TrainerCallback):
                 path=None if args.output_dir is None else Path(args.output_dir) / self._file,
                 ending=self._is_ending,
                 state={"step": state.global_step} | known["attributes"] if known else None,
+                weights=partial(held_by_optimizers, [each for each in (kwargs.get("optimizer"),) if each is not None]),
             )
         self._keep_state(state)
         self._step(args, state, control, kwargs["model"])

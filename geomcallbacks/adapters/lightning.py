@@ -8,11 +8,13 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from geomcallbacks.adapters.callback import Monitored
 from geomcallbacks.adapters.tracker import Row, wandb_histograms
+from geomcallbacks.reading.weights import average, held_by_optimizers, same_weights
 
 
 class MonitorCallback(Monitored, L.Callback):
@@ -34,6 +36,7 @@ class MonitorCallback(Monitored, L.Callback):
                 total_steps=int(total) if math.isfinite(total) and total >= 0 else None,
                 path=None if trainer.fast_dev_run else Path(folder or trainer.default_root_dir) / self._file,
                 ending=lambda: trainer.received_sigterm,
+                weights=lambda: _held_weights(trainer, pl_module),
             )
         self._step(trainer, pl_module, step, last=False)
 
@@ -104,3 +107,19 @@ class MonitorCallback(Monitored, L.Callback):
         _ = logger.experiment  # opened here rather than in the queue's thread
         histograms = wandb_histograms(row.spectra) if isinstance(logger, WandbLogger) else {}
         self._queue.submit(type(logger).__name__, lambda: logger.log_metrics({**row.values, **histograms}, step))
+
+
+def _held_weights(trainer: L.Trainer, pl_module: L.LightningModule) -> str:
+    """Say which weights the module holds: Lightning's averaging callbacks copy the average into it as training ends."""
+    for callback in trainer.callbacks:
+        if isinstance(callback, (StochasticWeightAveraging, WeightAveraging)):
+            kept = callback._average_model
+            counted = callback if isinstance(callback, StochasticWeightAveraging) else kept
+            # An average of one is what training has moved to.
+            if (
+                kept is not None
+                and int(getattr(counted, "n_averaged", None) or 0) > 1
+                and same_weights(pl_module, kept)
+            ):
+                return average(type(callback).__name__)
+    return held_by_optimizers(trainer.optimizers)

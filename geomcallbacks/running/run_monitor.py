@@ -37,6 +37,7 @@ class Run:
         settled: the last update whose measurement was taken, failed or skipped.
         run_id: names the run, also after it is resumed.
         writer: of the record file; None without one, and on all ranks but the first.
+        weights: says which weights the model holds now (`geomcallbacks.reading.weights`).
     """
 
     total_steps: int | None
@@ -46,6 +47,7 @@ class Run:
     settled: int | None
     run_id: str | None = None
     writer: RecordWriter | None = None
+    weights: Callable[[], str] | None = None
 
 
 class RunMonitor(ABC):
@@ -112,6 +114,7 @@ class RunMonitor(ABC):
         path: str | Path | None = None,
         ending: Callable[[], bool] | None = None,
         state: Mapping[str, Any] | None = None,
+        weights: Callable[[], str] | None = None,
     ) -> None:
         """Begin a run: check everything that needs the model, and open the record file.
 
@@ -126,6 +129,8 @@ class RunMonitor(ABC):
             ending: says whether this process has been told to end. Nothing is measured any more then. We install no
                 signal handler.
             state: of the checkpoint, as `state_dict` gave it; None: what `load_state_dict` was given, if anything.
+            weights: asked at each measurement which weights the model holds, where the loop knows better than the
+                model; with a schedule-free optimiser ``lambda: held_by_optimizers([optimizer])``.
 
         Raises:
             ValueError: the model and the arguments do not fit, or the checkpoint's run was measured otherwise.
@@ -139,7 +144,7 @@ class RunMonitor(ABC):
         budget = None if share is None else Budget(share, step, time.perf_counter(), known.get("spent"))
         total = self.total_steps if total_steps is None else total_steps
         settled = known.get("measured", step) if step > 0 else None
-        run = self._run = Run(total, ending, budget, step, settled, known.get("run_id"))
+        run = self._run = Run(total, ending, budget, step, settled, known.get("run_id"), weights=weights)
         self._resumes = False
         self.record_path = self.path or (None if path is None else Path(path))
         if self.record_path is not None and rank() == 0:

@@ -71,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--intervals", action="store_const", const=True, help="a 95 %% interval for each metric, over the probe's rows")
     add = parser.add_argument_group("how checkpoints are read").add_argument
     add("--dtype", choices=["fp32", "bf16", "fp16", "auto"], help="weights; auto: as saved (fp32, or as recorded)")
+    add("--weights", choices=["training", "average"], help="where a checkpoint holds both (those of the live run)")
     add("--device", metavar="NAME", help="such as cpu or cuda:1; default: this process's GPU, where there is one")
     add("--tokenizer", metavar="NAME", help="hub name or folder, for models without their own")
     add("--config", metavar="FILE", help="config.json, folder or hub name: the shape of Lightning checkpoints")
@@ -86,7 +87,8 @@ def run(given: argparse.Namespace) -> int:
     from geomcallbacks.trace.checkpoints.loading import Reading
     from geomcallbacks.trace.tracer import trace
 
-    reading = Reading(given.dtype, given.device, given.tokenizer, given.config, given.trust_remote_code, given.evict)
+    how = (given.dtype, given.device, given.tokenizer, given.config, given.trust_remote_code, given.evict)
+    reading = Reading(*how, weights=given.weights)
     huggingface_hub.utils.disable_progress_bars()  # type: ignore[attr-defined]
     transformers.utils.logging.disable_progress_bar()  # of single models, among our own
     transformers.utils.logging.set_verbosity_error()

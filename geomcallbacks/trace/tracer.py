@@ -70,7 +70,7 @@ def trace(
     Args:
         models: a hub name (`name` or `name@revision`), a folder of checkpoints, or several in order as one curve.
         revisions: "all", "log", names with commas between them, a file of names, or a list; see
-            `geomcallbacks.trace.checkpoints.revisions.choose_names`. None: `main` of a hub name, everything in a folder.
+            `geomcallbacks.trace.checkpoints.revisions`. None: `main` of a hub name, everything in a folder.
         probes: one or several by label, ready or still text. None: what the run in that folder was measured on, else
             offline text. One probe serves all checkpoints.
         settings: arguments of GeometryMonitor of the same names, in place of those that the run's records state.
@@ -139,15 +139,20 @@ def _measure(
 
     measured: list[str] = []
     failed: dict[str, str] = {}
+    said: set[str] = set()  # notes, once each: others stand in their lines
     # None: not shown where stderr is no terminal.
     with tqdm(total=before + len(todo), initial=before, unit="checkpoint", disable=None if shown else True) as bar:
         for checkpoint, fetched in fetch_ahead(todo, hub, evict=plan.reading.evict):
             bar.set_description(checkpoint.revision)
             try:
-                with loaded(plan, checkpoint, fetched.result()) as model:
-                    for file, lines in zip(files, (geometry_lines, behaviour_lines), strict=False):
+                with loaded(plan, checkpoint, fetched.result()) as subject:
+                    for file, measure in zip(files, (geometry_lines, behaviour_lines), strict=False):
                         if checkpoint.step not in file.done:
-                            file.add(checkpoint, lines(plan, model, checkpoint, file.path))
+                            lines = measure(plan, subject, checkpoint, file.path)
+                            file.add(checkpoint, lines)
+                            for note in {note for line in lines for note in line.get("notes", ())} - said:
+                                said.add(note)
+                                tqdm.write(f"geomcallbacks trace: {checkpoint}: {printable(note)}", file=sys.stderr)
                 measured.append(str(checkpoint))
             except Exception as error:
                 if isinstance(error, UnfitError) and not (fits or measured):

@@ -28,10 +28,10 @@ def save_lightning(file: Path, prefix: str = "model.") -> torch.nn.Module:
 @pytest.mark.parametrize("prefix", ["model.", "", "model._orig_mod.", "net.lm."])
 def test_lightning_checkpoints_are_read_under_any_prefix(tmp_path: Path, prefix: str) -> None:
     saved = save_lightning(tmp_path / "last.ckpt", prefix).state_dict()
-    read = load_model(tmp_path / "last.ckpt", CPU).state_dict()
+    read = load_model(tmp_path / "last.ckpt", CPU)[0].state_dict()
     assert saved.keys() == read.keys()
     assert all(torch.equal(saved[key], read[key]) for key in saved)
-    assert next(load_model(tmp_path / "last.ckpt", Reading("bf16", "cpu")).parameters()).dtype == torch.bfloat16
+    assert next(load_model(tmp_path / "last.ckpt", Reading("bf16", "cpu"))[0].parameters()).dtype == torch.bfloat16
 
 
 def test_a_lightning_checkpoint_without_a_shape_is_refused(tmp_path: Path) -> None:
