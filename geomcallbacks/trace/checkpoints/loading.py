@@ -5,6 +5,7 @@ Transformers fills weights that a file lacks with random numbers and a warning: 
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pickle
 from dataclasses import dataclass, replace
@@ -93,6 +94,8 @@ def load_model(
     }
     try:
         if source.suffix == ".gguf":
+            if importlib.util.find_spec("gguf") is None:
+                raise ValueError("a GGUF file is read with the package gguf: pip install gguf")
             label = choose([TRAINING], reading.weights, source)
             model, info = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, **options)
         elif source.is_file():
