@@ -73,9 +73,8 @@ def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> An
     from transformers import AutoTokenizer
 
     try:
-        if Path(source).suffix == ".gguf":
-            return AutoTokenizer.from_pretrained(Path(source).parent, gguf_file=Path(source).name)
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        place, file = (Path(source).parent, Path(source).name) if Path(source).suffix == ".gguf" else (source, None)
+        return AutoTokenizer.from_pretrained(place, gguf_file=file, trust_remote_code=trust_remote_code)
     except Exception as error:  # Transformers raises what its guesses at a class ran into: TypeError, KeyError, …
         if "trust_remote_code" in str(error):
             raise explained(error, source) from error

@@ -87,6 +87,7 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
+    remote = reading.trust_remote_code
     options: dict[str, Any] = {
         "dtype": _DTYPES.get(str(reading.dtype), reading.dtype),
         "output_loading_info": True,
@@ -97,7 +98,9 @@ def load_model(
             if importlib.util.find_spec("gguf") is None:
                 raise ValueError("a GGUF file is read with the package gguf: pip install gguf")
             label = choose([TRAINING], reading.weights, source)
-            model, info = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, **options)
+            model, info = AutoModelForCausalLM.from_pretrained(
+                source.parent, gguf_file=source.name, trust_remote_code=remote, **options
+            )
         elif source.is_file():
             config = read_config(source, reading)
             label, state = _lightning_state(source, config, reading, preferred)
@@ -106,7 +109,7 @@ def load_model(
                 options["dtype"] = next(value.dtype for value in state.values() if value.is_floating_point())
             model, info = kind.from_pretrained(None, config=config, state_dict=state, **options)
         else:
-            remote, label = reading.trust_remote_code, choose([folder_weights(source)], reading.weights, source)
+            label = choose([folder_weights(source)], reading.weights, source)
             model, info = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=remote, **options)
     except (ValueError, pickle.UnpicklingError) as error:
         raise explained(error, source) from error

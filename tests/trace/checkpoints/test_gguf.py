@@ -75,7 +75,7 @@ def test_a_gguf_file_is_measured_with_the_tokenizer_in_it(tmp_path: Path) -> Non
     (tmp_path / "texts.txt").write_text("\n\n".join(tiny.texts(80)))
     options = [
         "--probe-rows",
-        "40",
+        "15",
         "--alpha-window",
         "2",
         "8",
