@@ -308,6 +308,46 @@ class Int8Linear(nn.Module):
         return nn.functional.linear(x, self.weight * self.scale, self.bias)
 
 
+class Packing(Int8Linear):
+    """Packs its weight anew in evaluation, as bitsandbytes' Linear4bit does on a CPU."""
+
+    support_avx512bf16_for_cpu = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training and not x.requires_grad:
+            self.weight.data = self.weight.data.flip(0)
+        return super().forward(x)
+
+
+def test_a_weight_that_is_packed_anew_in_evaluation_is_left_as_it_is() -> None:
+    model = tiny.model("llama")
+    linear = model.model.layers[1].mlp.up_proj = Packing(model.model.layers[1].mlp.up_proj)
+    before = linear.weight.clone()
+    (record,) = GeometryMonitor(tiny.probe(), alpha_window=tiny.WINDOW).measure(model, 0)
+    assert record.storage == "int8"
+    assert linear.training
+    assert torch.equal(linear.weight, before)
+
+
+def test_a_four_bit_base_is_trained_as_without_us(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    config = tiny.CONFIGS["llama"]()
+    config.hidden_size = config.intermediate_size = 128  # what its kernels can pack
+    config.head_dim = 64
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    four = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    ends = []
+    for ours in ([], [watcher("trainer", "geometry", tmp_path, positions=4)]):
+        torch.manual_seed(0)
+        base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=four, device_map="cpu")
+        lora = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+        made = make_trainer(tmp_path, ours, peft.get_peft_model(base, lora), gradient_checkpointing=False)
+        ends.append(drives.trained(made))
+    assert drives.differences(*ends) == []
+    assert {row["storage"] for row in live(tmp_path).values()} == {"nf4"}
+
+
 def quantised(model: nn.Module) -> nn.Module:
     for layer in model.model.layers:  # type: ignore[union-attr]
         for name in ("gate_proj", "up_proj", "down_proj"):
