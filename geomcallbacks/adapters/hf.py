@@ -52,7 +52,7 @@ class MonitorCallback(Monitored, TrainerCallback):
                 path=None if args.output_dir is None else Path(args.output_dir) / self._file,
                 ending=self._is_ending,
                 state={"step": state.global_step} | known["attributes"] if known else None,
-                weights=partial(held_by_optimizers, [each for each in (kwargs.get("optimizer"),) if each is not None]),
+                weights=partial(held_by_optimizers, [kwargs.get("optimizer")]),
             )
         self._keep_state(state)
         self._step(args, state, control, kwargs["model"])

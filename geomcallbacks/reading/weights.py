@@ -32,8 +32,8 @@ def is_average(label: str) -> bool:
 
 def held_by_optimizers(optimizers: Iterable[Any]) -> str:
     """Return which weights the optimisers have put into the model: schedule-free ones hold two sets and swap them."""
-    optimizers = list(optimizers)
-    return schedule_free([{"param_groups": each.param_groups, "state": each.state} for each in optimizers])
+    known = [each for each in optimizers if any("train_mode" in group for group in getattr(each, "param_groups", ()))]
+    return schedule_free([{"param_groups": each.param_groups, "state": each.state} for each in known])
 
 
 def schedule_free(states: Iterable[Any]) -> str:
@@ -62,9 +62,13 @@ def same_weights(model: nn.Module, other: nn.Module) -> bool:
 def storage_of(model: nn.Module) -> str | None:
     """Return how most of the quantised weights in a model are stored, such as "nf4" or "int8"; None: none is."""
     sizes: Counter[str] = Counter()
-    for name, value in (*model.named_parameters(), *model.named_buffers()):
-        if name.rpartition(".")[2].endswith(("weight", "weight_packed")) and (kind := _stored_as(value)) is not None:
+    packed = [value for name, value in model.named_buffers() if name.endswith(("weight", "weight_packed"))]
+    for value in (*model.parameters(), *packed):  # other buffers of whole numbers are masks and positions
+        if (kind := _stored_as(value)) is not None:
             sizes[kind] += value.numel()
+    for module in model.modules():  # weights that are rounded in each forward pass, in quantisation-aware training
+        if "FakeQuantized" in type(module).__name__:
+            sizes[type(module).__name__] += sum(value.numel() for value in module.parameters())
     return sizes.most_common(1)[0][0] if sizes else None
 
 

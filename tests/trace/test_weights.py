@@ -289,6 +289,7 @@ def test_before_the_first_update_both_sets_of_a_schedule_free_optimiser_are_the_
     optimiser = ScheduleFree(model.parameters())
     assert held_by_optimizers([optimiser]) == "training (schedule-free y)"
     assert held_by_optimizers([torch.optim.SGD(model.parameters())]) == held_by_optimizers([]) == "training"
+    assert held_by_optimizers([None, object()]) == "training"  # no optimiser of PyTorch's
 
 
 # --- quantised ----------------------------------------------------------------------------------------------------
@@ -378,6 +379,18 @@ def test_adapters_are_traced_on_their_base_and_a_quantised_base_is_named(tmp_pat
         )
 
 
+@pytest.mark.parametrize("base", ["org/none", None, "/nowhere"])
+def test_an_adapter_without_its_base_is_told_what_it_lacks(tmp_path: Path, base: str | None) -> None:
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(tiny.model("llama"), peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    model.peft_config["default"].base_model_name_or_path = base
+    model.save_pretrained(tmp_path / "checkpoint-3")
+    settings = {"alpha_window": tiny.WINDOW}
+    (reason,) = trace(tmp_path, probes=tiny.probe(), settings=settings, reading=CPU).failed.values()
+    assert f"checkpoint-3 holds an adapter, and its base {base!r} cannot be read" in reason
+    assert reason.endswith("or name its folder as base_model_name_or_path in adapter_config.json")
+
+
 def test_storage_is_told_by_the_weights_themselves() -> None:
     assert storage_of(tiny.model()) is storage_of(tiny.model("gpt2")) is None
     assert storage_of(tiny.model().to(torch.bfloat16)) is None
@@ -385,6 +398,11 @@ def test_storage_is_told_by_the_weights_themselves() -> None:
     fp8 = tiny.model()
     fp8.gpt_neox.layers[0].mlp.dense_h_to_4h.weight.data = torch.zeros(32, 16, dtype=torch.float8_e4m3fn)
     assert storage_of(fp8) == "float8_e4m3fn"
+    rounded = tiny.model("llama")
+    rounded.model.layers[0].mlp.up_proj = type("FakeQuantizedLinear", (nn.Linear,), {})(
+        16, 32
+    )  # torchao's, in training
+    assert storage_of(rounded) == "FakeQuantizedLinear"
     packed = nn.Linear(4, 4)
     packed.weight = nn.Parameter(torch.zeros(8, 1, dtype=torch.uint8), requires_grad=False)
     packed.weight.quant_type = "nf4"  # type: ignore[attr-defined]  # as bitsandbytes marks its Params4bit

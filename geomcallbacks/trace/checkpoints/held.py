@@ -22,17 +22,16 @@ def lightning_states(checkpoint: Mapping[str, Any]) -> dict[str, Mapping[str, An
     StochasticWeightAveraging keeps the average in its own state, until it copies it into the module as training ends.
     """
     main = checkpoint["state_dict"]
-    for name, state in checkpoint.get("callbacks", {}).items():
-        kept = state.get("average_model_state") if isinstance(state, Mapping) else None
+    callbacks = {name: state for name, state in checkpoint.get("callbacks", {}).items() if isinstance(state, Mapping)}
+    if (raw := checkpoint.get("current_model_state")) is not None:
+        label = average(next((name for name, state in callbacks.items() if "latest_update_step" in state), "weights"))
+        count = checkpoint.get("averaging_state", {}).get("n_averaged", 0)
+        # An average of more than one that is the same has been copied into the module: training has ended.
+        return {label: main} if int(count) > 1 and _same(main, raw) else {label: main, TRAINING: raw}
+    for name, state in callbacks.items():
+        kept = state.get("average_model_state")
         if kept is not None and state.get("n_averaged", 0) > 0:
-            label = average(name)
-            return {label: main} if _same(main, kept) else {TRAINING: main, label: kept}
-        if "current_model_state" in checkpoint and isinstance(state, Mapping) and "latest_update_step" in state:
-            raw = checkpoint["current_model_state"]
-            count = checkpoint.get("averaging_state", {}).get("n_averaged")
-            # An average of more than one that is the same has been copied into the module: training has ended.
-            copied = count is not None and int(count) > 1 and _same(main, raw)
-            return {average(name): main} if copied else {average(name): main, TRAINING: raw}
+            return {average(name): main} if _same(main, kept) else {TRAINING: main, average(name): kept}
     return {schedule_free(checkpoint.get("optimizer_states", [])): main}
 
 

@@ -6,6 +6,7 @@ Transformers fills weights that a file lacks with random numbers and a warning: 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import pickle
 from dataclasses import dataclass, replace
@@ -113,6 +114,10 @@ def load_model(
             model, info = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=remote, **options)
     except (ValueError, pickle.UnpicklingError) as error:
         raise explained(error, source) from error
+    except OSError as error:
+        if (source / "adapter_config.json").is_file() and not (source / "config.json").is_file():
+            raise ValueError(_without_base(source, error)) from error
+        raise
     _check_complete(model, info, source, head)
     return model.to(reading.device).eval(), label
 
@@ -166,6 +171,15 @@ def _lightning_state(
     score = lambda prefix: sum(prefix + key in state for key in wanted)
     prefix = max(sorted(prefixes), key=score, default="")
     return label, {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _without_base(source: Path, error: Exception) -> str:
+    """Say that a folder holds an adapter whose base cannot be read, and what to do."""
+    if importlib.util.find_spec("peft") is None:
+        return f"{source} holds an adapter: pip install peft, which puts it on its base"
+    base = json.loads((source / "adapter_config.json").read_text("utf-8")).get("base_model_name_or_path")
+    text = f"{source} holds an adapter, and its base {base!r} cannot be read ({refusal(error)})"
+    return f"{text}: fetch that, or name its folder as base_model_name_or_path in adapter_config.json"
 
 
 def _check_complete(model: Any, info: Any, source: Path, head: bool) -> None:
