@@ -164,6 +164,17 @@ def test_an_average_in_a_plain_loop_is_named_and_its_checkpoint_said_to_be_anoth
     assert "holds training weights alone: leave out --weights average" in capsys.readouterr().err
 
 
+def test_a_loop_says_what_its_model_cannot_show(tmp_path: Path) -> None:
+    model, labels = tiny.model(), iter(["average (mine)", "training"])
+    with GeometryMonitorOf(tmp_path) as monitor:
+        monitor.start(model, weights=lambda: next(labels))
+        for step in (1, 2):
+            monitor.measure(model, step)
+            model.save_pretrained(tmp_path / f"checkpoint-{step}")
+    assert {step: row["weights"] for step, row in live(tmp_path).items()} == {1: "average (mine)", 2: "training"}
+    assert {step: len(row["notes"]) for step, row in traced(tmp_path).items()} == {1: 1, 2: 0}
+
+
 class GeometryMonitorOf:
     """A monitor that writes to a folder, closed at the end."""
 

@@ -91,7 +91,7 @@ def _lightning_files(model: str, folder: Path) -> list[Checkpoint]:
     while waiting:
         here = waiting.pop(0)
         for child in sorted(here.glob("*")):
-            if child.suffix == ".ckpt":
+            if child.suffix == ".ckpt" and not child.with_name(f"whole-{child.name}").exists():  # joined by the user
                 found.append(_lightning(model, child, folder))
             elif child.is_dir() and any(part in child.name for part in ("=", "geometry")) and not is_run(child):
                 waiting.append(child)

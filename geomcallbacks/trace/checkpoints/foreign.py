@@ -6,7 +6,7 @@ from pathlib import Path
 
 from geomcallbacks.record import record_files
 
-_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
+_WEIGHTS = [f"{place}{kind}" for place in ("", "*/") for kind in ("*.safetensors", "*.bin", "*.pt", "*.pth")]
 #: What a folder without checkpoints may be the output of, by a file of it.
 _RUN_FILES = ("trainer_state.json", "training_args.bin", "hparams.yaml", "metrics.csv", "events.out.tfevents*")
 
@@ -27,12 +27,17 @@ def problem_of(folder: Path) -> str | None:
         return None if is_model(folder) else _without_config(folder)
     if shards := next((file.parent for file in sorted(folder.glob("pytorch_model_fsdp_*/.metadata"))), None):
         return f"FSDP has saved it in shards: run `accelerate merge-weights {shards} {folder}` first"
+    whole = folder.with_name(f"whole-{folder.name}")
+    if folder.suffix == ".ckpt" and (_holds(folder, "zero_to_fp32.py") or (folder / "checkpoint").is_dir()):
+        convert = "convert_zero_checkpoint_to_fp32_state_dict"
+        command = f"from lightning.pytorch.utilities.deepspeed import {convert}; {convert}('{folder}', '{whole}')"
+        return f'DeepSpeed has saved it in shards: run `python -c "{command}"` first'
     if _holds(folder, "zero_to_fp32.py"):
         command = f"python {folder / 'zero_to_fp32.py'} {folder} {folder} --safe_serialization"
         return f"DeepSpeed has saved it in shards: run `{command}` first"
     if _holds(folder, "meta.pt") and _holds(folder, ".metadata"):
-        command = f"python -m lightning.pytorch.utilities.consolidate_checkpoint {folder}"
-        return f"Lightning's FSDP has saved it in shards: run `{command}` first, and give the file that it writes"
+        command = f"python -m lightning.pytorch.utilities.consolidate_checkpoint {folder} --output_file {whole}"
+        return f"Lightning's FSDP has saved it in shards: run `{command}` first"
     if shards := next((file.parent for file in (*folder.glob(".metadata"), *sorted(folder.glob("*/.metadata")))), None):
         command = f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {shards} {folder}/weights.pt"
         return f"PyTorch has saved it in shards: run `{command}`, then save it with the model's save_pretrained"
@@ -57,10 +62,13 @@ def no_checkpoints(folder: Path) -> str:
 
 
 def _without_config(folder: Path) -> str | None:
-    found = next((file.name for pattern in _WEIGHTS for file in sorted(folder.glob(pattern)) if file.is_file()), None)
+    found = next((file.name for each in _WEIGHTS for file in sorted(folder.glob(each)) if file.is_file()), None)
     if found is None or _holds(folder, "*.jsonl"):  # of a run: a probe, say
         return None
-    return f"it holds weights ({found}) without their shape: put the model's config.json beside them"
+    remedy = (
+        "put the model's config.json beside them; those of another tool than Transformers, turn into its format first"
+    )
+    return f"it holds weights ({found}) without their shape: {remedy}"
 
 
 def _holds(folder: Path, pattern: str) -> bool:

@@ -168,11 +168,16 @@ def test_a_folder_without_checkpoints_is_told_what_it_is(tmp_path: Path, files: 
         (["checkpoint-5/zero_to_fp32.py", "checkpoint-5/config.json"], "zero_to_fp32.py .* --safe_serialization"),
         (
             ["step=5.ckpt/.metadata", "step=5.ckpt/meta.pt"],
-            r"lightning.*consolidate_checkpoint .*step=5\.ckpt`",
+            r"lightning.*consolidate_checkpoint .*whole-step=5\.ckpt`",
         ),
         (["step-5/.metadata", "step-5/__0_0.distcp"], r"format_utils dcp_to_torch .*/step-5 "),
         (["checkpoint-5/model.safetensors"], "without their shape: put the model's config.json"),
-        (["step=5.ckpt/checkpoint/x.pt"], "it is a folder, not a file of Lightning's"),
+        (["step=5.ckpt/checkpoint/x.pt"], r"run `python -c .*convert_zero_checkpoint.*whole-step=5\.ckpt'\)\"`"),
+        (["step=5.ckpt/readme"], "it is a folder, not a file of Lightning's"),
+        (
+            ["iter_0000005/mp_rank_00/model_optim_rng.pt"],
+            r"model_optim_rng\.pt.*turn into its format first",
+        ),  # Megatron
     ],
     ids=str,
 )
