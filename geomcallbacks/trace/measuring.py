@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,14 +15,20 @@ from torch import nn
 
 from geomcallbacks.behaviour.monitor import BehaviourMonitor, check_measures
 from geomcallbacks.measure import measure_probe, prepare
-from geomcallbacks.reading.weights import is_average, storage_of
-from geomcallbacks.record import spectra_folder
+from geomcallbacks.reading.weights import TRAINING, is_average, storage_of
+from geomcallbacks.record import GeometryRecord, spectra_folder
 from geomcallbacks.running.record_writer import record_lines, write_spectra
 from geomcallbacks.trace.checkpoints.checkpoint import Checkpoint
 from geomcallbacks.trace.checkpoints.held import Weights
 from geomcallbacks.trace.checkpoints.loading import load_model
 from geomcallbacks.trace.plan import Plan
-from geomcallbacks.trace.recorded import LiveWeights
+
+#: What must agree before a number is held against the live one, and the share of it that another machine may differ by.
+_SAME_WAY = ("fingerprint", "positions", "n", "d", "precision")
+_FAR = 0.02
+
+#: Label and storage of weights, as in a `GeometryRecord`.
+Held = tuple[str, str | None]
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -47,8 +53,8 @@ def loaded(plan: Plan, checkpoint: Checkpoint, source: Path) -> Iterator[Loaded]
         UnfitError: probes, settings or measures do not fit it.
         ValueError, OSError: it is broken, or has another vocabulary.
     """
-    live = plan.live_weights.get(checkpoint.step)
-    preferred: Weights | None = None if live is None else "average" if is_average(live.weights) else "training"
+    live = _live_weights(plan, checkpoint.step)
+    preferred: Weights | None = None if live is None else "average" if is_average(live[0]) else "training"
     model, weights = load_model(source, plan.reading, head=bool(plan.measures), preferred=preferred)
     try:
         try:
@@ -76,30 +82,51 @@ def geometry_lines(plan: Plan, subject: Loaded, checkpoint: Checkpoint, path: Pa
     """
     reader, step = plan.settings.reader(subject.model), checkpoint.step
     storage, records = storage_of(reader.called), []
-    notes = other_weights(plan.live_weights.get(step), LiveWeights(subject.weights, storage))
+    notes = other_weights(_live_weights(plan, step), (subject.weights, storage))
     for label, probe in plan.probes.items():
         settings = replace(plan.settings, batch_size=plan.batch_sizes.get((step, label), plan.settings.batch_size))
         records += measure_probe(reader, label, probe, settings, step=step, tokens=checkpoint.tokens)
     if all(record.metrics["rankme"] is None for record in records):
         raise ValueError(f"nothing can be measured of it: {records[0].reasons['rankme']}")
     kept = write_spectra(spectra_folder(path), step, records)
-    weights = subject.weights
-    named = [replace(each, weights=weights, storage=storage, notes=[*each.notes, *notes]) for each in records]
+    named = []
+    for each in records:
+        said = notes or other_number(plan.live.get((step, each.probe, each.layer)), each)
+        named.append(replace(each, weights=subject.weights, storage=storage, notes=[*each.notes, *said]))
     return record_lines(named, kept)
 
 
-def other_weights(live: LiveWeights | None, here: LiveWeights) -> list[str]:
+def other_weights(live: Held | None, here: Held) -> list[str]:
     """Say that the live run measured other weights at this step; nothing where it did not, or where there is none."""
     if live is None:
         return []
     notes = []
-    if is_average(live.weights) != is_average(here.weights):
-        pair = f"{live.weights} weights, and these are {here.weights} weights"
+    if is_average(live[0]) != is_average(here[0]):
+        pair = f"{live[0]} weights, and these are {here[0]} weights"
         notes.append(f"the run was measured on {pair}: the numbers are not those that it logged")
-    if live.storage != here.storage:
-        stored = [f"weights stored as {each.storage}" if each.storage else "plain weights" for each in (live, here)]
+    if live[1] != here[1]:
+        stored = [f"weights stored as {storage}" if storage else "plain weights" for _, storage in (live, here)]
         notes.append(f"the run was measured on {stored[0]}, and these are {stored[1]}: the numbers differ by that")
     return notes
+
+
+def other_number(live: Mapping[str, Any] | None, here: GeometryRecord) -> list[str]:
+    """Say that a number is not the one that the live run logged, though both were measured in one way."""
+    if live is None or any(live.get(key) != getattr(here, key) for key in _SAME_WAY):
+        return []
+    logged, found = live.get("rankme"), here.metrics["rankme"]
+    if logged is None or found is None or abs(found - logged) <= _FAR * logged:
+        return []
+    remedy = "the checkpoint holds other weights than were measured, such as an average, or is another run's"
+    return [
+        f"the run logged RankMe {logged:.4g} on {here.curve} at step {here.step}, and this is {found:.4g}: {remedy}"
+    ]
+
+
+def _live_weights(plan: Plan, step: int) -> Held | None:
+    """Return which weights the live run measured at this step; None where it measured none."""
+    live = next((record for (at, _, _), record in plan.live.items() if at == step), None)
+    return None if live is None else (live.get("weights", TRAINING), live.get("storage"))
 
 
 def behaviour_lines(plan: Plan, subject: Loaded, checkpoint: Checkpoint, path: Path) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from geomcallbacks.trace.checkpoints.checkpoint import Checkpoint
 from geomcallbacks.trace.checkpoints.hub import Hub
 from geomcallbacks.trace.checkpoints.loading import Reading
 from geomcallbacks.trace.probe_source import ProbeSource
-from geomcallbacks.trace.recorded import LiveWeights, Recorded
+from geomcallbacks.trace.recorded import Recorded
 from geomcallbacks.trace.vocabulary import Vocabulary, find_vocabulary
 
 Probes = ProbeSet | ProbeSource | Mapping[str, ProbeSet | ProbeSource]
@@ -34,7 +34,7 @@ class Plan:
         vocabulary: the tokenizer that the probes were made with; None: they came as token ids.
         precision: arithmetic of the live run, which precision="training" means here; None: that of the weights.
         batch_sizes: by step and probe, where a run's records state it, in place of that of the settings.
-        live_weights: which weights the live run measured, by step.
+        live: records of the live run, by step, probe and layer.
         from_scratch: whether the run began from random weights; None: it is not known.
     """
 
@@ -45,7 +45,7 @@ class Plan:
     vocabulary: Vocabulary | None
     precision: str | None
     batch_sizes: Mapping[tuple[int, str], int]
-    live_weights: Mapping[int, LiveWeights]
+    live: Mapping[tuple[int, str, str], Mapping[str, Any]]
     from_scratch: bool | None
 
     def geometry_header(self, curve: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def make_plan(
         chosen.check_probe(label, built[label])
     made = measures(tokenizer, built, chosen) if callable(measures) else measures
     sizes = {} if "batch_size" in settings else recorded.batch_sizes
-    live = recorded.weights
+    live = recorded.records
     return Plan(reading, chosen, built, made or {}, vocabulary, precision, sizes, live, recorded.from_scratch)
 
 

@@ -10,21 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from geomcallbacks.probe import ProbeSet
-from geomcallbacks.reading.weights import TRAINING
 from geomcallbacks.record import probes_folder, read_lines, read_records, record_files
 from geomcallbacks.trace.checkpoints.steps import parse_name
 
 #: Settings of a header that say what a number means, by their names in `ReadingSettings`. Not `module`, which is a way
 #: through the training loop's own wrapper.
 _SETTINGS = ("layers", "positions", "alpha_window", "batch_size", "intervals")
-
-
-@dataclass(frozen=True)
-class LiveWeights:
-    """Which weights a live measurement was of, and how they were stored; see `GeometryRecord`."""
-
-    weights: str
-    storage: str | None
 
 
 @dataclass(frozen=True)
@@ -38,7 +29,7 @@ class Recorded:
         fingerprints: of its probes, by label.
         tokens: training tokens by step, where recorded.
         batch_sizes: rows that went through the model together, by step and probe: fewer where memory had run out.
-        weights: which weights were measured, by step.
+        records: the records themselves, by step, probe and layer.
         from_scratch: whether it began from random weights, where it was told.
     """
 
@@ -48,7 +39,7 @@ class Recorded:
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     tokens: Mapping[int, int] = field(default_factory=dict)
     batch_sizes: Mapping[tuple[int, str], int] = field(default_factory=dict)
-    weights: Mapping[int, LiveWeights] = field(default_factory=dict)
+    records: Mapping[tuple[int, str, str], Mapping[str, Any]] = field(default_factory=dict)
     from_scratch: bool | None = None
 
     def kept_probes(self) -> dict[str, ProbeSet]:
@@ -93,7 +84,7 @@ def read_recorded(folder: Path) -> Recorded:
                 {label: probe["fingerprint"] for label, probe in probes.items()},
                 {record["step"]: record["tokens"] for record in records if record.get("tokens") is not None},
                 {(record["step"], record["probe"]): record["batch_size"] for record in records},
-                {r["step"]: LiveWeights(r.get("weights", TRAINING), r.get("storage")) for r in records},
+                {(record["step"], record["probe"], record.get("layer", "")): record for record in records},
                 settings.get("from_scratch"),
             )
     if files:

@@ -175,6 +175,28 @@ def test_a_loop_says_what_its_model_cannot_show(tmp_path: Path) -> None:
     assert {step: len(row["notes"]) for step, row in traced(tmp_path).items()} == {1: 1, 2: 0}
 
 
+def test_another_number_than_the_logged_one_is_said_to_be_one_whatever_made_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A loop that saves an average of its own making: no file says so.
+    model = tiny.model()
+    with GeometryMonitorOf(tmp_path) as monitor:
+        for step, factor in ((1, 1.0), (2, 3.0)):
+            (record,) = monitor.measure(model, step)
+            model.gpt_neox.layers[1].mlp.dense_4h_to_h.weight.data.mul_(
+                factor * torch.linspace(1, 9, 32) ** (factor > 1)
+            )
+            model.save_pretrained(tmp_path / f"checkpoint-{step}")
+    assert main(["trace", str(tmp_path), "--device", "cpu"]) == 0
+    first, second = rows(tmp_path / "geometry-trace.jsonl").values()
+    assert (first["notes"], first["rankme"]) == ([], live(tmp_path)[1]["rankme"])
+    told = f"the run logged RankMe {record.metrics['rankme']:.4g} on probe/layer3 at step 2, and this is"
+    assert second["notes"][0].startswith(f"{told} {second['rankme']:.4g}: the checkpoint holds other weights")
+    assert told in capsys.readouterr().err
+    otherwise = trace(tmp_path, settings={"positions": 4}, out=tmp_path / "otherwise.jsonl", reading=CPU)
+    assert rows(otherwise.path)[2]["notes"] == []  # measured in another way, it is held against nothing
+
+
 class GeometryMonitorOf:
     """A monitor that writes to a folder, closed at the end."""
 
