@@ -19,6 +19,7 @@ from geomcallbacks.probe import ProbeSet
 from geomcallbacks.reading.device import device_of
 from geomcallbacks.reading.locate import layer_list
 from geomcallbacks.reading.reader import Reader
+from geomcallbacks.reading.weights import TRAINING, average_around, storage_of
 from geomcallbacks.record import CONVENTION, GeometryRecord, read_records
 from geomcallbacks.running.messages import reason_of
 from geomcallbacks.running.processes import first_decides, first_numbers, rank
@@ -224,6 +225,8 @@ class GeometryMonitor(RunMonitor):
         if self.settings.precision == "training" and not (run.driven or active or reader.arithmetic):
             note = f"the precision of training is not known: measured in that of the weights, {records[0].precision}"
             records = [replace(record, notes=[*record.notes, note]) for record in records]
+        held = average_around(model, reader.called) or (TRAINING if run.weights is None else run.weights())
+        records = [replace(record, weights=held, storage=storage_of(reader.called)) for record in records]
         if records[0].batch_size < self.settings.batch_size:
             self.settings = replace(self.settings, batch_size=records[0].batch_size)
             self._warn_once("memory", f"the probe ran out of memory: batch_size is now {records[0].batch_size}")

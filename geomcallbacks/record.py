@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from geomcallbacks.metrics import METRIC_NAMES
+from geomcallbacks.reading.weights import TRAINING
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,6 +45,8 @@ class GeometryRecord:
         alpha_window: ranks over which α was fitted.
         convention: which definitions the numbers follow.
         precision: arithmetic of the forward pass: "fp32", "bf16", "fp16" or another dtype's name.
+        weights: which were measured: those of "training", or an "average (…)" of them; in brackets, whose.
+        storage: how quantised weights are stored, such as "nf4"; None: as numbers that are computed with.
         batch_size: rows of the probe that went through the model together.
         seconds_forward, seconds_spectrum: wall time of the probe's forward pass and of spectrum and metrics. The
             forward pass serves all layers at once; each of their records carries the whole.
@@ -76,6 +79,8 @@ class GeometryRecord:
     phase: str | None = None
     news: str | None = None
     convention: str = CONVENTION
+    weights: str = TRAINING
+    storage: str | None = None
     eigenvalues: torch.Tensor | None = field(default=None, repr=False, compare=False)
 
     @property

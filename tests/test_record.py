@@ -71,6 +71,7 @@ def test_a_line_carries_everything_and_floats_come_back_exactly(tmp_path: Path) 
             "batch_size": 32, "seconds_forward": 0.5, "seconds_spectrum": 0.25, "reasons": {"alpha_req": "no"},
             "intervals": {"rankme": [1.0, 2.0]}, "spectrum": None, "notes": ["halved"], "phase": "x",
             "convention": "eigenvalues of the centred covariance over n-1, eps=0, no truncation",
+            "weights": "training", "storage": None,
             **dict.fromkeys(METRIC_NAMES), "rankme": value,
         }
     ]  # fmt: skip

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from geomcallbacks.adapters.callback import Monitored
 from geomcallbacks.adapters.integrations import deliver
 from geomcallbacks.adapters.siblings import calling_handler
 from geomcallbacks.adapters.tracker import Row
+from geomcallbacks.reading.weights import held_by_optimizers
 from geomcallbacks.running.messages import show
 
 
@@ -65,6 +67,7 @@ class MonitorCallback(Monitored, TrainerCallback):
                 again=again,
                 driven=True,
                 header={} if trial is None else {"trial": trial},
+                weights=partial(held_by_optimizers, [kwargs.get("optimizer")]),
             )
         self._refuse_shared_keys(self._siblings)
         self._refuse_unknown("metric_for_best_model", self._watched(args))

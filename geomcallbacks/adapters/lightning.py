@@ -8,13 +8,14 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from geomcallbacks.adapters.callback import Monitored
 from geomcallbacks.adapters.readers import keys_read, reads_now
 from geomcallbacks.adapters.tracker import Row, wandb_histograms
+from geomcallbacks.reading.weights import average, held_by_optimizers, same_weights
 from geomcallbacks.running.messages import show
 
 
@@ -50,6 +51,7 @@ class MonitorCallback(Monitored, L.Callback):
                 path=None if trainer.fast_dev_run else self._place(Path(folder or trainer.default_root_dir)),
                 ending=lambda: trainer.received_sigterm,
                 driven=True,
+                weights=lambda: _held_weights(trainer, pl_module),
             )
         self._refuse_shared_keys(trainer.callbacks)
         for reader, key in keys_read(trainer, self._prefix):
@@ -165,3 +167,19 @@ def _total_updates(trainer: L.Trainer) -> int | None:
         total = sum(math.ceil(trainer.num_training_batches / each) for each in steps)
         total = min(total, trainer.max_steps) if trainer.max_steps != -1 else total
     return int(total) if known else None
+
+
+def _held_weights(trainer: L.Trainer, pl_module: L.LightningModule) -> str:
+    """Say which weights the module holds: Lightning's averaging callbacks copy the average into it as training ends."""
+    for callback in trainer.callbacks:
+        if isinstance(callback, (StochasticWeightAveraging, WeightAveraging)):
+            kept = callback._average_model
+            counted = callback if isinstance(callback, StochasticWeightAveraging) else kept
+            # An average of one is what training has moved to.
+            if (
+                kept is not None
+                and int(getattr(counted, "n_averaged", None) or 0) > 1
+                and same_weights(pl_module, kept)
+            ):
+                return average(type(callback).__name__)
+    return held_by_optimizers(trainer.optimizers)

@@ -33,7 +33,8 @@ def leave_no_trace(module: nn.Module) -> Iterator[None]:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         try:
             for child, _, _ in before:
-                child.training = False
+                # In evaluation on a CPU bitsandbytes' Linear4bit packs its weight anew, for good; it has no other mode.
+                child.training = hasattr(child, "support_avx512bf16_for_cpu")
             yield
         finally:
             for child, attributes, contents in before:

@@ -22,6 +22,7 @@ class Run:
         file: its record file.
         attempt: how often it has begun at update 0.
         driven: an adapter drives the monitor, and has made the arithmetic of training the active one.
+        weights: says which weights the model holds now (`geomcallbacks.reading.weights`).
     """
 
     total_steps: int | None
@@ -32,3 +33,4 @@ class Run:
     file: RunFile
     attempt: int = 1
     driven: bool = False
+    weights: Callable[[], str] | None = None

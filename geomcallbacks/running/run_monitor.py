@@ -123,6 +123,7 @@ class RunMonitor(ABC):
         again: bool = False,
         header: Mapping[str, Any] | None = None,
         driven: bool = False,
+        weights: Callable[[], str] | None = None,
     ) -> None:
         """Begin a run: check everything that needs the model, and open the record file.
 
@@ -140,6 +141,8 @@ class RunMonitor(ABC):
             again: the open run has failed and begins anew at update 0, in the same file.
             header: what the file's header says besides.
             driven: the arithmetic of training, autocast or none, is active whenever the monitor is called.
+            weights: asked at each measurement which weights the model holds, where the loop knows better than the
+                model; with a schedule-free optimiser ``lambda: held_by_optimizers([optimizer])``.
 
         Raises:
             ValueError: the model and the arguments do not fit, or the checkpoint's run was measured otherwise.
@@ -155,7 +158,9 @@ class RunMonitor(ABC):
         settled = known.get("measured", step) if step > 0 else None
         problem = self._try(model)
         attempt = 1 if before is None else before.attempt + 1
-        run = Run(total, ending, budget, step, settled, RunFile(self.on_error, self._warn_once), attempt, driven)
+        run = Run(
+            total, ending, budget, step, settled, RunFile(self.on_error, self._warn_once), attempt, driven, weights
+        )
         run_id = known.get("run_id") if before is None else before.file.run_id
         place = self.path or (None if path is None else Path(path).expanduser())
         run.file.open(place, step, {**self._whole_header(run), **(header or {})}, run_id, self.resumed_file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,10 @@ class BehaviourSource:
     split: str = "test"
 
     def __post_init__(self) -> None:
+        choices = {label: os.path.expanduser(source) for label, source in self.choices.items()}
+        object.__setattr__(self, "choices", choices)
+        if self.memorisation is not None:
+            object.__setattr__(self, "memorisation", os.path.expanduser(self.memorisation))
         if self.directions and not self.choices:
             raise ValueError("--intervention needs questions to answer: give --choices too")
         files = [("--choices", source) for source in self.choices.values() if source.endswith((".json", ".jsonl"))]

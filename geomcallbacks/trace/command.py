@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     text = "hub name, name@revision, a folder of checkpoints (checkpoint-N, checkpoints/step-N, *.ckpt) or of one model"
     add("models", nargs="+", metavar="MODEL", help=f"{text}; several are one curve, counted 0, 1, 2, …")
-    text = "all with a step in their names, about 8 a decade of them, names, or a file of names"
+    text = "all with a step in their names, about 8 a decade of them, names (or NAME=STEP), or a file of those"
     add("--revisions", metavar="all|log|A,B|FILE", help=f"{text} (main of a hub name, all in a folder)")
     add("--out", metavar="FILE", help="record file (geometry-trace.jsonl in the folder, or MODEL-geometry.jsonl)")
     add("--tokens-per-update", type=int, metavar="N", help="to record training tokens where names do not tell them")
@@ -71,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--intervals", action="store_const", const=True, help="a 95 %% interval for each metric, over the probe's rows")
     add = parser.add_argument_group("how checkpoints are read").add_argument
     add("--dtype", choices=["fp32", "bf16", "fp16", "auto"], help="weights; auto: as saved (fp32, or as recorded)")
+    add("--weights", choices=["training", "average"], help="where a checkpoint holds both (those of the live run)")
     add("--device", metavar="NAME", help="such as cpu or cuda:1; default: this process's GPU, where there is one")
     add("--tokenizer", metavar="NAME", help="hub name or folder, for models without their own")
     add("--config", metavar="FILE", help="config.json, folder or hub name: the shape of Lightning checkpoints")
@@ -86,7 +87,8 @@ def run(given: argparse.Namespace) -> int:
     from geomcallbacks.trace.checkpoints.loading import Reading
     from geomcallbacks.trace.tracer import trace
 
-    reading = Reading(given.dtype, given.device, given.tokenizer, given.config, given.trust_remote_code, given.evict)
+    how = (given.dtype, given.device, given.tokenizer, given.config, given.trust_remote_code, given.evict)
+    reading = Reading(*how, weights=given.weights)
     huggingface_hub.utils.disable_progress_bars()  # type: ignore[attr-defined]
     transformers.utils.logging.disable_progress_bar()  # of single models, among our own
     transformers.utils.logging.set_verbosity_error()

@@ -34,6 +34,7 @@ class Plan:
         vocabulary: the tokenizer that the probes were made with; None: they came as token ids.
         precision: arithmetic of the live run, which precision="training" means here; None: that of the weights.
         batch_sizes: by step and probe, where a run's records state it, in place of that of the settings.
+        live: records of the live run, by step, probe and layer.
         from_scratch: whether the run began from random weights; None: it is not known.
     """
 
@@ -44,6 +45,7 @@ class Plan:
     vocabulary: Vocabulary | None
     precision: str | None
     batch_sizes: Mapping[tuple[int, str], int]
+    live: Mapping[tuple[int, str, str], Mapping[str, Any]]
     from_scratch: bool | None
 
     def geometry_header(self, curve: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,6 +53,8 @@ class Plan:
         settings = self.settings.header() | {"recorded_precision": self.precision}
         # Models in order are trained from one another: only the first can have been random.
         from_scratch = False if len(curve["models"]) > 1 else self.from_scratch
+        if self.reading.weights is not None:
+            settings["weights"] = self.reading.weights
         if from_scratch is not None:
             settings["from_scratch"] = from_scratch
         probes = {label: {"fingerprint": p.fingerprint, "rows": len(p)} for label, p in self.probes.items()}
@@ -104,7 +108,8 @@ def make_plan(
         chosen.check_probe(label, built[label])
     made = measures(tokenizer, built, chosen) if callable(measures) else measures
     sizes = {} if "batch_size" in settings else recorded.batch_sizes
-    return Plan(reading, chosen, built, made or {}, vocabulary, precision, sizes, recorded.from_scratch)
+    live = recorded.records
+    return Plan(reading, chosen, built, made or {}, vocabulary, precision, sizes, live, recorded.from_scratch)
 
 
 def _versions() -> dict[str, str]:

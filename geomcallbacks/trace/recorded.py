@@ -29,6 +29,7 @@ class Recorded:
         fingerprints: of its probes, by label.
         tokens: training tokens by step, where recorded.
         batch_sizes: rows that went through the model together, by step and probe: fewer where memory had run out.
+        records: the records themselves, by step, probe and layer.
         from_scratch: whether it began from random weights, where it was told.
     """
 
@@ -38,6 +39,7 @@ class Recorded:
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     tokens: Mapping[int, int] = field(default_factory=dict)
     batch_sizes: Mapping[tuple[int, str], int] = field(default_factory=dict)
+    records: Mapping[tuple[int, str, str], Mapping[str, Any]] = field(default_factory=dict)
     from_scratch: bool | None = None
 
     def kept_probes(self) -> dict[str, ProbeSet]:
@@ -83,6 +85,7 @@ def read_recorded(folder: Path) -> Recorded:
                 {label: probe["fingerprint"] for label, probe in probes.items()},
                 {record["step"]: record["tokens"] for record in records if record.get("tokens") is not None},
                 {(record["step"], record["probe"]): record["batch_size"] for record in records},
+                {(record["step"], record["probe"], record.get("layer", "")): record for record in records},
                 settings.get("from_scratch"),
             )
     if files:

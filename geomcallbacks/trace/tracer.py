@@ -139,15 +139,20 @@ def _measure(
 
     measured: list[str] = []
     failed: dict[str, str] = {}
+    said: set[str] = set()  # notes, once each: others stand in their lines
     # None: not shown where stderr is no terminal.
     with tqdm(total=before + len(todo), initial=before, unit="checkpoint", disable=None if shown else True) as bar:
         for checkpoint, fetched in fetch_ahead(todo, hub, evict=plan.reading.evict):
             bar.set_description(checkpoint.revision)
             try:
-                with loaded(plan, checkpoint, fetched.result()) as model:
-                    for file, lines in zip(files, (geometry_lines, behaviour_lines), strict=False):
+                with loaded(plan, checkpoint, fetched.result()) as subject:
+                    for file, measure in zip(files, (geometry_lines, behaviour_lines), strict=False):
                         if checkpoint.step not in file.done:
-                            file.add(checkpoint, lines(plan, model, checkpoint, file.path))
+                            lines = measure(plan, subject, checkpoint, file.path)
+                            file.add(checkpoint, lines)
+                            for note in {note for line in lines for note in line.get("notes", ())} - said:
+                                said.add(note)
+                                tqdm.write(f"geomcallbacks trace: {checkpoint}: {printable(note)}", file=sys.stderr)
                 measured.append(str(checkpoint))
             except Exception as error:
                 if isinstance(error, UnfitError) and not (fits or measured):

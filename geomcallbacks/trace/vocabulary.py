@@ -56,6 +56,8 @@ def find_vocabulary(checkpoints: Iterable[Checkpoint], hub: Hub, reading: Readin
         try:
             source = checkpoint.source or hub.fetch(checkpoint.model, checkpoint.revision, weights=False)
             folder = _folder(source, reading.config)
+            if folder == source and source.is_file():
+                return Vocabulary(load_tokenizer(source))  # the GGUF file's own
             return Vocabulary(load_tokenizer(folder, trust_remote_code=remote), _hash_of_files(folder))
         except (ValueError, OSError) as error:
             problems.append(error)
@@ -71,7 +73,8 @@ def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> An
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        place, file = (Path(source).parent, Path(source).name) if Path(source).suffix == ".gguf" else (source, None)
+        return AutoTokenizer.from_pretrained(place, gguf_file=file, trust_remote_code=trust_remote_code)
     except Exception as error:  # Transformers raises what its guesses at a class ran into: TypeError, KeyError, …
         if "trust_remote_code" in str(error):
             raise explained(error, source) from error
@@ -79,11 +82,13 @@ def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> An
 
 
 def _folder(source: Path, config: str | None) -> Path:
-    """Return the folder with a checkpoint's tokenizer: its own, or one near a Lightning file."""
-    near = [*([Path(config)] if config else []), *source.parents[:2]] if source.is_file() else [source]
+    """Return the folder with a checkpoint's tokenizer: its own, or one near a Lightning file; a GGUF file holds one."""
+    near = [*([Path(config)] if config else []), *source.parents[:3]] if source.is_file() else [source]
     for place in (*near, *(folder / "tokenizer" for folder in near)):
         if _hash_of_files(place) is not None or (place / "tokenizer_config.json").is_file():
             return place
+    if source.suffix == ".gguf":
+        return source
     raise ValueError(f"{source} has no tokenizer: {_REMEDY}")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from geomcallbacks.trace.checkpoints.checkpoint import Checkpoint
 from geomcallbacks.trace.checkpoints.folders import choose_found, folder_checkpoints
 from geomcallbacks.trace.checkpoints.hub import Hub
-from geomcallbacks.trace.checkpoints.revisions import choose_names
+from geomcallbacks.trace.checkpoints.revisions import choose_names, no_place
 from geomcallbacks.trace.checkpoints.steps import place_names
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -46,27 +46,29 @@ def find_checkpoints(
     if tokens_per_update is not None and tokens_per_update < 1:
         raise ValueError(f"--tokens-per-update {tokens_per_update}: give a positive number of training tokens")
     if len(models) == 1:
-        return _at_steps(_of_model(models[0], hub, revisions), tokens_per_update)
-    return _at_places([(model, each) for model in models for each in _of_model(model, hub, revisions)])
+        return _at_steps(models[0], _of_model(models[0], hub, revisions, tokens_per_update), tokens_per_update)
+    several = [(model, _of_model(model, hub, revisions, tokens_per_update)) for model in models]
+    return _at_places([(model, each) for model, found in several for each in found])
 
 
-def _of_model(model: str, hub: Hub, revisions: str | Sequence[str] | None) -> list[Checkpoint]:
+def _of_model(
+    model: str, hub: Hub, revisions: str | Sequence[str] | None, tokens_per_update: int | None
+) -> list[Checkpoint]:
     """Return those checkpoints of a model that were asked for, each at the step of its name."""
     path = Path(model).expanduser()
     if path.exists():
-        return choose_found(folder_checkpoints(path), revisions, model)
+        return choose_found(folder_checkpoints(path, tokens_per_update), revisions, model)
     name, _, own = model.partition("@")
     if not _HUB_NAME.fullmatch(name):
         raise ValueError(f"{model} is no folder, and no hub name such as EleutherAI/pythia-160m: check the path")
     if own and revisions is not None:
         raise ValueError(f"{model} names its revision itself: give that, or --revisions, not both")
     available = hub.revisions(name)
-    placed = place_names(available)
-    chosen = choose_names(available, own or revisions or "main", name)
-    return [Checkpoint(name, revision, *placed.get(revision, ())) for revision in chosen]
+    chosen = choose_names(available, own or revisions or "main", name, place_names(available, tokens_per_update))
+    return [Checkpoint(name, revision, *place) for revision, place in chosen.items()]
 
 
-def _at_steps(found: list[Checkpoint], tokens_per_update: int | None) -> list[Checkpoint]:
+def _at_steps(given: str, found: list[Checkpoint], tokens_per_update: int | None) -> list[Checkpoint]:
     """Return the checkpoints of one model, each at its own step."""
     curve = []
     for place, each in enumerate(found):
@@ -75,10 +77,9 @@ def _at_steps(found: list[Checkpoint], tokens_per_update: int | None) -> list[Ch
         if each.problem is not None:
             step = -1 - place  # where none stands that can be measured
         elif step < 0 and len(found) > 1:
-            raise ValueError(
-                f"{each} has no step in its name and cannot stand on one curve with others: leave it out, or give each"
-                " revision as a MODEL of its own (name@revision), which counts them 0, 1, 2, …"
-            )
+            others = [other.revision for other in found if other.step < 0 and other.problem is None]
+            text = f"{each} has no step in its name and cannot stand on one curve with others: leave it out, or say it"
+            raise ValueError(f"{text}. {no_place(others, given)}")
         elif step < 0:
             step = 0
         elif tokens is None and per_update is not None:

@@ -53,7 +53,7 @@ class Hub:
                 raise ValueError(_not_cached(model, None, error)) from error
             later = any(named.stage > 1 for name in names if (named := parse_name(name)) is not None)
             if later or not constants.HF_HUB_OFFLINE:  # which the user has set, and knows
-                stages = ", and stages are taken to go on from the last of them in the stage before" if later else ""
+                stages = ", and stages are placed by them alone" if later else ""
                 known = f"only the {len(names)} revisions of {model} in the cache are known{stages}"
                 warnings.warn(f"the hub cannot be reached ({refusal(error)}): {known}", stacklevel=4)
             return names

@@ -5,6 +5,9 @@ Transformers fills weights that a file lacks with random numbers and a warning: 
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import os
 import pickle
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +17,8 @@ import torch
 from torch import nn
 
 from geomcallbacks.reading.device import own_device
+from geomcallbacks.reading.weights import TRAINING, is_average
+from geomcallbacks.trace.checkpoints.held import Weights, choose, folder_weights, lightning_states
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -32,6 +37,8 @@ class Reading:
         evict: delete from the hub's cache what was fetched, once it is measured. A trace that is killed leaves the
             checkpoint in hand and the next one there.
         cache_dir: the hub's cache, where it is not the client's own.
+        weights: "training" or "average", where a checkpoint holds both; None: those that the live run measured, else
+            those that the checkpoint is loaded with.
     """
 
     dtype: str | None = None
@@ -41,6 +48,12 @@ class Reading:
     trust_remote_code: bool = False
     evict: bool = False
     cache_dir: str | None = None
+    weights: Weights | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("tokenizer", "config", "cache_dir"):
+            if (given := getattr(self, name)) is not None:
+                object.__setattr__(self, name, os.path.expanduser(given))
 
     def resolve(self, dtype: str) -> Reading:
         """Return this reading with a device, and with `dtype` where it has none.
@@ -56,13 +69,19 @@ class Reading:
         return replace(self, dtype=self.dtype or dtype, device=device)
 
 
-def load_model(source: Path, reading: Reading, *, head: bool = True) -> nn.Module:
-    """Load the causal language model in a folder as `from_pretrained` reads it, or in a Lightning checkpoint.
+def load_model(
+    source: Path, reading: Reading, *, head: bool = True, preferred: Weights | None = None
+) -> tuple[nn.Module, str]:
+    """Load the causal language model in a folder as `from_pretrained` reads it, in a Lightning or in a GGUF file.
 
     Args:
-        source: the folder, or the `*.ckpt` file.
+        source: the folder, or the `*.ckpt` or `*.gguf` file.
         reading: with dtype and device (`Reading.resolve`).
         head: refuse a model whose output embedding is missing; hidden states do not need it.
+        preferred: which weights, where `reading` leaves it open and the checkpoint holds both.
+
+    Returns:
+        The model, and the label of its weights (`geomcallbacks.reading.weights`).
 
     Raises:
         ValueError: weights are missing or of another shape, no configuration, code of its own that is not trusted.
@@ -70,37 +89,49 @@ def load_model(source: Path, reading: Reading, *, head: bool = True) -> nn.Modul
     """
     from transformers import AutoModelForCausalLM
 
+    remote = reading.trust_remote_code
     options: dict[str, Any] = {
         "dtype": _DTYPES.get(str(reading.dtype), reading.dtype),
         "output_loading_info": True,
         "ignore_mismatched_sizes": True,  # they are refused below, by name
     }
     try:
-        if source.is_file():
+        if source.suffix == ".gguf":
+            if importlib.util.find_spec("gguf") is None:
+                raise ValueError("a GGUF file is read with the package gguf: pip install gguf")
+            label = choose([TRAINING], reading.weights, source)
+            model, info = AutoModelForCausalLM.from_pretrained(
+                source.parent, gguf_file=source.name, trust_remote_code=remote, **options
+            )
+        elif source.is_file():
             config = read_config(source, reading)
-            state = _lightning_state(source, config, reading.trust_remote_code)
+            label, state = _lightning_state(source, config, reading, preferred)
             kind = AutoModelForCausalLM._model_mapping[type(config)]
             if reading.dtype == "auto":
                 options["dtype"] = next(value.dtype for value in state.values() if value.is_floating_point())
             model, info = kind.from_pretrained(None, config=config, state_dict=state, **options)
         else:
-            remote = reading.trust_remote_code
+            label = choose([folder_weights(source)], reading.weights, source)
             model, info = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=remote, **options)
     except (ValueError, pickle.UnpicklingError) as error:
         raise explained(error, source) from error
+    except OSError as error:
+        if (source / "adapter_config.json").is_file() and not (source / "config.json").is_file():
+            raise ValueError(_without_base(source, error)) from error
+        raise
     _check_complete(model, info, source, head)
-    return model.to(reading.device).eval()  # type: ignore[no-any-return]
+    return model.to(reading.device).eval(), label
 
 
 def read_config(source: Path, reading: Reading) -> Any:
-    """Load the configuration of a Lightning checkpoint: the one given, else `config.json` beside it or one folder up.
+    """Load the configuration of a Lightning checkpoint: the one given, else `config.json` beside it or two folders up.
 
     Raises:
         ValueError: there is none.
     """
     from transformers import AutoConfig
 
-    beside = [file for folder in source.parents[:2] if (file := folder / "config.json").is_file()]
+    beside = [file for folder in source.parents[:3] if (file := folder / "config.json").is_file()]
     if reading.config is None and not beside:
         raise ValueError(f"{source} holds weights without their shape: put config.json beside it, or give --config")
     return AutoConfig.from_pretrained(reading.config or beside[0], trust_remote_code=reading.trust_remote_code)
@@ -121,21 +152,35 @@ def explained(error: Exception, source: Any) -> ValueError:
     return ValueError(f"{source}: {refusal(error) if isinstance(error, pickle.UnpicklingError) else error}")
 
 
-def _lightning_state(source: Path, config: Any, trust_remote_code: bool) -> dict[str, Any]:
-    """Return the language model's weights in a LightningModule's, under the model's own names."""
+def _lightning_state(
+    source: Path, config: Any, reading: Reading, preferred: Weights | None
+) -> tuple[str, dict[str, Any]]:
+    """Return the language model's weights in a LightningModule's, under the model's own names, and their label."""
     from transformers import AutoModelForCausalLM
 
     try:
-        state = torch.load(source, map_location="cpu", mmap=True, weights_only=True)["state_dict"]
+        held = lightning_states(torch.load(source, map_location="cpu", mmap=True, weights_only=True))
     except Exception as error:
         raise ValueError(f"{source} is not a Lightning checkpoint of tensors ({refusal(error)})") from error
-    state = {name.replace("_orig_mod.", ""): value for name, value in state.items()}  # torch.compile's wrapper
+    fits = any(is_average(label) == (preferred == "average") for label in held)
+    label = choose(list(held), reading.weights or (preferred if fits else None), source)
+    state = {name.replace("_orig_mod.", ""): value for name, value in held[label].items()}  # torch.compile's wrapper
     with torch.device("meta"):
-        wanted = list(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code).state_dict())
+        shape = AutoModelForCausalLM.from_config(config, trust_remote_code=reading.trust_remote_code)
+        wanted = list(shape.state_dict())
     prefixes = {name[: -len(key)] for key in wanted for name in state if name.endswith(key)}
     score = lambda prefix: sum(prefix + key in state for key in wanted)
     prefix = max(sorted(prefixes), key=score, default="")
-    return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+    return label, {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _without_base(source: Path, error: Exception) -> str:
+    """Say that a folder holds an adapter whose base cannot be read, and what to do."""
+    if importlib.util.find_spec("peft") is None:
+        return f"{source} holds an adapter: pip install peft, which puts it on its base"
+    base = json.loads((source / "adapter_config.json").read_text("utf-8")).get("base_model_name_or_path")
+    text = f"{source} holds an adapter, and its base {base!r} cannot be read ({refusal(error)})"
+    return f"{text}: fetch that, or name its folder as base_model_name_or_path in adapter_config.json"
 
 
 def _check_complete(model: Any, info: Any, source: Path, head: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,97 @@ def test_lightning_files_are_thinned_by_their_steps_and_a_torn_one_stands_apart(
     assert (torn.revision, torn.step < 0) == ("torn", True)
     assert "global_step cannot be read" in str(torn.problem)
     assert len(find_checkpoints([str(tmp_path)], Listed(), "all")) == 93
+
+
+def test_a_slash_in_a_lightning_name_makes_folders_which_are_looked_into(tmp_path: Path) -> None:
+    for step in (5, 10):  # ModelCheckpoint(filename="{step}-{geometry/rankme:.2f}")
+        file = tmp_path / "checkpoints" / f"step={step}-geometry" / f"rankme={step}.21.ckpt"
+        file.parent.mkdir(parents=True)
+        file.touch()
+    unnamed = tmp_path / "checkpoints" / "best-geometry" / "rankme=7.00.ckpt"
+    unnamed.parent.mkdir()
+    torch.save({"global_step": 20}, unnamed)
+    torch.save({"global_step": 20}, tmp_path / "checkpoints" / "last.ckpt")
+    other = tmp_path / "checkpoints" / "geometry-2" / "step=3.ckpt"  # a run of its own is no part of this curve
+    other.parent.mkdir()
+    other.touch()
+    (other.parent / "hparams.yaml").touch()
+    (tmp_path / "resume").mkdir()
+    (tmp_path / "resume" / "last.ckpt").touch()
+    names = ["step=5-geometry/rankme=5.21", "step=10-geometry/rankme=10.21", "best-geometry/rankme=7.00"]
+    for given in (tmp_path, tmp_path / "checkpoints"):
+        found = find_checkpoints([str(given)], Listed())
+        assert [(each.revision, each.step, each.problem) for each in found] == [
+            (name, step, None) for name, step in zip(names, (5, 10, 20), strict=True)
+        ]
+
+
+def test_folders_whose_names_tell_no_step_are_asked_about(tmp_path: Path) -> None:
+    for name in ("epoch_0", "epoch_1", "best", "logs_1"):
+        (tmp_path / name).mkdir()
+    for name in ("epoch_0", "epoch_1", "best"):
+        (tmp_path / name / "config.json").write_text("{}")
+    given = [str(tmp_path)]
+    with pytest.raises(
+        ValueError, match=r"epoch_0, epoch_1 of .*--revisions epoch_0=STEP,epoch_1=STEP.*own \(/.*/epoch_0\)"
+    ):
+        find_checkpoints(given, Listed())
+    found = find_checkpoints(given, Listed(), "epoch_1=200,epoch_0=100")
+    assert [(each.revision, each.step) for each in found] == [("epoch_0", 100), ("epoch_1", 200)]
+    (tmp_path / "step_50").mkdir()
+    with pytest.warns(UserWarning, match=r"left out: epoch_0, epoch_1 of"):
+        assert [each.step for each in find_checkpoints(given, Listed())] == [50]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["geometry.jsonl"], r"has saved no checkpoints: train with .*save_steps=N.*every_n_train_steps=N"),
+        (["trainer_state.json"], r"has saved no checkpoints"),
+        (
+            ["pytorch_model.bin"],
+            r"weights \(pytorch_model.bin\) without their shape: put the model's config.json",
+        ),
+        (["weights.pth"], r"it holds weights \(weights.pth\) without their shape"),
+        (
+            ["a/geometry.jsonl", "b/geometry.jsonl"],
+            r"holds no checkpoints itself, and runs do: .*/a, .*/b$",
+        ),
+        (["zero_to_fp32.py", "global_step5/x.pt"], r"DeepSpeed has saved it in shards: run `python .*zero_to_fp32.py"),
+    ],
+    ids=str,
+)
+def test_a_folder_without_checkpoints_is_told_what_it_is(tmp_path: Path, files: list[str], message: str) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=message):
+        find_checkpoints([str(tmp_path)], Listed())
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["checkpoint-5/pytorch_model_fsdp_0/.metadata", "checkpoint-5/config.json"], "accelerate merge-weights"),
+        (["checkpoint-5/zero_to_fp32.py", "checkpoint-5/config.json"], "zero_to_fp32.py .* --safe_serialization"),
+        (
+            ["step=5.ckpt/.metadata", "step=5.ckpt/meta.pt"],
+            r"lightning.*consolidate_checkpoint .*whole-step=5\.ckpt`",
+        ),
+        (["step-5/.metadata", "step-5/__0_0.distcp"], r"format_utils dcp_to_torch .*/step-5 "),
+        (["checkpoint-5/model.safetensors"], "without their shape: put the model's config.json"),
+        (["step=5.ckpt/checkpoint/x.pt"], r"run `python -c .*convert_zero_checkpoint.*whole-step=5\.ckpt'\)\"`"),
+        (["step=5.ckpt/readme"], "it is a folder, not a file of Lightning's"),
+        (
+            ["iter_0000005/mp_rank_00/model_optim_rng.pt"],
+            r"model_optim_rng\.pt.*turn into its format first",
+        ),  # Megatron
+    ],
+    ids=str,
+)
+def test_shards_are_told_apart_with_the_command_that_joins_them(tmp_path: Path, files: list[str], message: str) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (found,) = find_checkpoints([str(tmp_path)], Listed())
+    assert re.search(message, found.problem or "")

@@ -48,7 +48,7 @@ def test_a_shortened_list_of_revisions_is_announced(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # the user knows
     assert [each.step for each in find_checkpoints(["org/olmo"], Hub(tmp_path), "all")] == [10]
     hub_cache.add_revision(tmp_path, "org/olmo", "stage2-ingredient1-step5-tokens1B", {"config.json": b"{}"})
-    with pytest.warns(UserWarning, match="stages are taken to go on from the last of them in the stage before"):
+    with pytest.warns(UserWarning, match="stages are placed by them alone"):
         assert [each.step for each in find_checkpoints(["org/olmo"], Hub(tmp_path), "all")] == [10, 15]
 
 

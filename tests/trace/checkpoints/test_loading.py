@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from geomcallbacks.trace import Reading
+from geomcallbacks.trace.behaviour_source import BehaviourSource
 from geomcallbacks.trace.checkpoints.loading import load_model
 
 CPU = Reading("fp32", "cpu")
@@ -28,10 +29,10 @@ def save_lightning(file: Path, prefix: str = "model.") -> torch.nn.Module:
 @pytest.mark.parametrize("prefix", ["model.", "", "model._orig_mod.", "net.lm."])
 def test_lightning_checkpoints_are_read_under_any_prefix(tmp_path: Path, prefix: str) -> None:
     saved = save_lightning(tmp_path / "last.ckpt", prefix).state_dict()
-    read = load_model(tmp_path / "last.ckpt", CPU).state_dict()
+    read = load_model(tmp_path / "last.ckpt", CPU)[0].state_dict()
     assert saved.keys() == read.keys()
     assert all(torch.equal(saved[key], read[key]) for key in saved)
-    assert next(load_model(tmp_path / "last.ckpt", Reading("bf16", "cpu")).parameters()).dtype == torch.bfloat16
+    assert next(load_model(tmp_path / "last.ckpt", Reading("bf16", "cpu"))[0].parameters()).dtype == torch.bfloat16
 
 
 def test_a_lightning_checkpoint_without_a_shape_is_refused(tmp_path: Path) -> None:
@@ -41,6 +42,20 @@ def test_a_lightning_checkpoint_without_a_shape_is_refused(tmp_path: Path) -> No
     with pytest.raises(ValueError, match=r"without their shape: put config\.json beside it, or give --config"):
         load_model(file, CPU)
     load_model(file, Reading("fp32", "cpu", config=str(tmp_path / "elsewhere.json")))
+
+
+def test_the_home_folder_is_meant_by_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_lightning(tmp_path / "run" / "step=3.ckpt")
+    (tmp_path / "run" / "config.json").rename(tmp_path / "shape.json")
+    load_model(tmp_path / "run" / "step=3.ckpt", Reading("fp32", "cpu", config="~/shape.json"))
+    given = Reading(tokenizer="~/words", cache_dir="~/cache")
+    assert (given.tokenizer, given.cache_dir) == (f"{tmp_path}/words", f"{tmp_path}/cache")
+    (tmp_path / "seen.safetensors").touch()
+    source = BehaviourSource({"q": "org/hub-name"}, "~/seen.safetensors")
+    assert source.memorisation == f"{tmp_path}/seen.safetensors"
+    with pytest.raises(ValueError, match=rf"--choices {tmp_path}/gone.json: there is no such file"):
+        BehaviourSource({"q": "~/gone.json"})
 
 
 @pytest.mark.parametrize(("kind", "head"), [("gpt_neox", "embed_out.weight"), ("olmo2", "lm_head.weight")])
