@@ -14,7 +14,8 @@ from torch import nn
 
 from geomcallbacks.measure import EndingError, LostPassError, measure_probe, prepare
 from geomcallbacks.metrics import METRIC_NAMES
-from geomcallbacks.phases import PHASE_NAMES, PhaseTracker
+from geomcallbacks.phases import PHASE_NAMES
+from geomcallbacks.phases.curves import Curves
 from geomcallbacks.probe import ProbeSet
 from geomcallbacks.reading.device import device_of
 from geomcallbacks.reading.locate import layer_list
@@ -82,7 +83,7 @@ class GeometryMonitor(RunMonitor):
         for label, rows in self.probes.items():
             self.settings.check_probe(label, rows)
         self._read_model: tuple[nn.Module, Reader] | None = None
-        self._curves: dict[str, PhaseTracker] = {}
+        self._curves = Curves(self.settings.from_scratch)
 
     @property
     def key(self) -> str:
@@ -159,7 +160,7 @@ class GeometryMonitor(RunMonitor):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the model behind too. See `RunMonitor.__getstate__`."""
-        return super().__getstate__() | {"_read_model": None, "_curves": {}}
+        return super().__getstate__() | {"_read_model": None}
 
     def close(self) -> None:
         """Close the record file, and let go of the model. Closing twice is harmless."""
@@ -203,7 +204,7 @@ class GeometryMonitor(RunMonitor):
 
     def _begin(self, run: Run, model: nn.Module, step: int) -> None:
         """Keep the probes, and go on with the phases of a resumed run."""
-        self._curves = {}
+        self._curves = Curves(self.settings.from_scratch)
         run.file.keep(RecordWriter.keep_probes, self.probes.values())
         if step > 0:
             self._restore_phases(run, model, step)
@@ -244,10 +245,8 @@ class GeometryMonitor(RunMonitor):
         if rank() == 0:
             try:
                 for index, record in enumerate(records):
-                    curve = self._curves.setdefault(record.curve, PhaseTracker(self.settings.from_scratch))
-                    change = curve.add(step, record.metrics["rankme"])
-                    news[index] = None if change is None else str(change)
-                    numbers[index] = -1 if curve.name is None else PHASE_NAMES.index(curve.name)
+                    name, news[index] = self._curves.add(record.curve, step, record.metrics["rankme"])
+                    numbers[index] = -1 if name is None else PHASE_NAMES.index(name)
             except Exception as error:
                 failed = error
         shared = first_numbers(numbers, device_of(model))
@@ -271,15 +270,10 @@ class GeometryMonitor(RunMonitor):
         if run.file.past is not None:
             try:
                 rows = [row for row in read_records(run.file.past) if row["step"] <= step and self._is_ours(row)]
-                curves: dict[str, list[tuple[int, float | None]]] = {}
-                for row in rows:
-                    curves.setdefault(f"{row['probe']}/{row['layer']}", []).append((row["step"], row["rankme"]))
-                for key, points in curves.items():
-                    self._curves[key] = PhaseTracker(self.settings.from_scratch)
-                    self._curves[key].load(points)
+                self._curves.load(rows)
             except Exception as error:  # another kind of file, or one that somebody has changed
                 self._warn_once("phases", f"phases start anew: {run.file.past} could not be read ({reason_of(error)})")
-                self._curves = {}
+                self._curves = Curves(self.settings.from_scratch)
         # A checkpoint that was written before the measurement of its update does not know of it.
         if first_decides(any(row["step"] == step for row in rows), device_of(model)):
             run.settled = step

@@ -68,7 +68,7 @@ def test_phases_of_a_run_that_moves_to_another_folder_go_on(tmp_path: Path) -> N
     second = monitor(tmp_path / "b" / "g.jsonl", schedule=EACH)
     second.load_state_dict(state)
     second.start(model, step=7)
-    assert [len(curve._points) for curve in second._curves.values()] == [8]
+    assert [len(curve._points) for curve in second._curves._trackers.values()] == [8]
     second.close()
     header = read_lines(tmp_path / "b" / "g.jsonl")[0]
     assert (header["run_id"], header["resumed_from"]) == (state["run_id"], 7)
