@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,7 +21,7 @@ from geomcallbacks.reading.no_trace import leave_no_trace
 from geomcallbacks.reading.reader import Reader
 from geomcallbacks.reading.sharding import release
 from geomcallbacks.record import GeometryRecord
-from geomcallbacks.running.processes import rank, worst
+from geomcallbacks.running.processes import alive, rank, release_frames, worst
 from geomcallbacks.settings import ReadingSettings
 from geomcallbacks.spectra.moments import Moments, Rows
 from geomcallbacks.spectra.summary import numbers_of
@@ -128,16 +127,17 @@ def measure_probe(
         LostPassError: this process failed inside the forward pass of a sharded model.
     """
     begin = time.perf_counter()
-    device, groups = device_of(reader.called), reader.spread.groups
-    done, n = _read_probe(reader, probe, settings, device, ending), settings.features(probe)
-    bad = torch.stack([layer.bad.to(device) for layer in done.layers.values()])
-    for group in groups:
-        dist.all_reduce(bad, group=group)
-    bad_rows = bad.tolist()  # waits for the forward pass
-    middle = time.perf_counter()
-    with _together(groups, device):
-        stores = [layer.store for layer in done.layers.values()]
-        numbers = numbers_of(stores, bad_rows, n=n, window=settings.alpha_window, intervals=settings.intervals)
+    device, n = device_of(reader.called), settings.features(probe)
+    with alive():
+        done = _read_probe(reader, probe, settings, device, ending)
+        bad = torch.stack([layer.bad.to(device) for layer in done.layers.values()])
+        for group in reader.spread.groups:
+            dist.all_reduce(bad, group=group)
+        bad_rows = bad.tolist()  # waits for the forward pass
+        middle = time.perf_counter()
+        with _together(device):
+            stores = [layer.store for layer in done.layers.values()]
+            numbers = numbers_of(stores, bad_rows, n=n, window=settings.alpha_window, intervals=settings.intervals)
     spectrum_seconds = (time.perf_counter() - middle) / len(numbers)
     return [
         GeometryRecord(
@@ -178,21 +178,20 @@ def _read_probe(
 ) -> _Pass:
     """Read the whole probe, in smaller batches where memory runs out; all ranks act alike."""
     notes: list[str] = []
-    groups = reader.spread.groups
     while True:
         done = _attempt(reader, probe, settings, device, ending)
-        status = worst(done.status, groups, device)
+        status = worst(done.status, device)
         if status == _OK:
             break
         if status == _ENDING:
             raise EndingError
         if status == _FAILED or settings.batch_size == 1:
             raise done.error or RuntimeError(_ELSEWHERE)
-        del done  # its error's frames hold what filled the memory
+        del done
         settings = replace(settings, batch_size=settings.batch_size // 2)
         notes.append(f"out of memory: batch_size halved to {settings.batch_size}")
-    for layer in done.layers.values() if groups else ():
-        layer.store.all_reduce(groups)
+    for layer in done.layers.values() if reader.spread.groups else ():
+        layer.store.all_reduce(reader.spread.groups)
     return replace(done, notes=notes)
 
 
@@ -212,6 +211,7 @@ def _attempt(
     except Exception as error:
         if reader.spread.sharded:
             raise LostPassError(_LOST.format(rank(), type(error).__name__, error, size)) from error
+        release_frames(error)  # they hold what has filled the memory, and the others may wait for long
         return _Pass(size, _OUT_OF_MEMORY if isinstance(error, torch.OutOfMemoryError) else _FAILED, error=error)
     return _Pass(size, layers=layers, precision=precision)
 
@@ -249,14 +249,15 @@ def _untouched(reader: Reader, settings: ReadingSettings, device: torch.device) 
 
 
 @contextmanager
-def _together(groups: tuple[Any, ...], device: torch.device) -> Iterator[None]:
+def _together(device: torch.device) -> Iterator[None]:
     """Raise on all ranks what fails inside on one."""
     error: Exception | None = None
     try:
         yield
     except Exception as caught:
         error = caught
-    if worst(_OK if error is None else _FAILED, groups, device) != _OK:
+        release_frames(error)
+    if worst(_OK if error is None else _FAILED, device) != _OK:
         raise error or RuntimeError(_ELSEWHERE)
 
 

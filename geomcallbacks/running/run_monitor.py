@@ -17,9 +17,22 @@ from torch import nn
 from geomcallbacks.reading.device import device_of
 from geomcallbacks.running.budget import Budget
 from geomcallbacks.running.messages import OnError, WarnOnce
-from geomcallbacks.running.processes import any_process, first_decides, rank
+from geomcallbacks.running.processes import (
+    alive,
+    all_alike,
+    announce,
+    any_process,
+    first_decides,
+    rank,
+    refusing_together,
+)
 from geomcallbacks.running.record_writer import RecordWriter
 from geomcallbacks.schedule import Schedule
+
+_ALIKE = (
+    "add the callback, or call the monitor, on every process of the run, with the same settings, and with a probe or"
+    " measures built from the same texts and seed, never from a process's own share of the data"
+)
 
 #: Whether the budget had a say in a measurement that is due.
 Due = Literal["optional", "fixed"]
@@ -77,6 +90,7 @@ class RunMonitor(ABC):
         self._state: dict[str, Any] = {}  # of the run before `start` or after `close`
         self._resumes = False  # whether the next start goes on from that state
         self._warn_once = WarnOnce()
+        announce()
 
     @property
     @abstractmethod
@@ -134,13 +148,16 @@ class RunMonitor(ABC):
         if state is not None:
             self.load_state_dict(state)
         known = self._state if self._resumes and step > 0 else {}
-        self._prepare(model)
         share = self.schedule.budget
         budget = None if share is None else Budget(share, step, time.perf_counter(), known.get("spent"))
         total = self.total_steps if total_steps is None else total_steps
         settled = known.get("measured", step) if step > 0 else None
-        run = self._run = Run(total, ending, budget, step, settled, known.get("run_id"))
-        self._resumes = False
+        run = Run(total, ending, budget, step, settled, known.get("run_id"))
+        device = device_of(model)
+        all_alike(self._facts(run), _ALIKE, device)
+        with alive(), refusing_together(device):
+            self._prepare(model)
+        self._run, self._resumes = run, False
         self.record_path = self.path or (None if path is None else Path(path))
         if self.record_path is not None and rank() == 0:
             with self._keep_going():
@@ -249,6 +266,13 @@ class RunMonitor(ABC):
                 raise
             reason = f"{type(error).__name__}: {error}"
             self._warn_once("file", f"{self.record_path} could not be written ({reason}); training goes on without")
+
+    def _facts(self, run: Run) -> dict[str, Any]:
+        """Return what must be alike on all processes: what is measured, how, and when."""
+        header = self._whole_header(run)
+        facts = {"what is measured": f"{type(self).__name__} {self.key}", **header.pop("settings"), **header}
+        facts |= {"on_error": self.on_error, "step": run.step, "measured": run.settled}
+        return facts | {"versions": None, "ending": run.ending is not None}
 
     def _whole_header(self, run: Run) -> dict[str, Any]:
         header = self._header()
