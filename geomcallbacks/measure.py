@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from geomcallbacks.probe import ProbeSet, deal
-from geomcallbacks.reading.device import device_of
+from geomcallbacks.reading.device import device_of, eps_of, noting_dtypes
 from geomcallbacks.reading.locate import check_tokens
 from geomcallbacks.reading.no_trace import leave_no_trace
 from geomcallbacks.reading.reader import Reader
@@ -201,11 +201,14 @@ def _attempt(
     """Read this rank's share of the probe once."""
     size = settings.batch_size
     try:
-        with _untouched(reader, settings, device):
+        with _untouched(reader, settings, device), noting_dtypes([p.module for p in reader.points], device) as seen:
             precision = _precision(reader, device)
             layers = _gather(reader, probe, settings, ending)
-        for layer in layers.values() if reader.spread.groups else ():
-            layer.store.prepare(settings.counts(probe))
+            eps = eps_of(reader.called, device, (reader.spread.dtype, *seen))
+        for name, layer in layers.items():
+            layer.store.eps = max(layer.store.eps, eps * _roundings(reader, name) ** 0.5)
+            if reader.spread.groups:
+                layer.store.prepare(settings.counts(probe))
     except EndingError:
         return _Pass(size, _ENDING)
     except Exception as error:
@@ -267,6 +270,15 @@ def _precision(reader: Reader, device: torch.device) -> str:
         return _dtype_name(torch.get_autocast_dtype(device.type))
     own = (p.dtype for p in reader.called.parameters() if p.is_floating_point())
     return _dtype_name(reader.spread.dtype or next(own, torch.float32))
+
+
+def _roundings(reader: Reader, name: str) -> int:
+    """Return by how much the variance of rounding has grown on the way to a layer: once with every block."""
+    numbered = name.removeprefix("layer")
+    if reader.language_model is not None and numbered.isdecimal():
+        return int(numbered) + 2
+    lists = (child for child in reader.called.modules() if isinstance(child, (nn.ModuleList, nn.Sequential)))
+    return max((len(blocks) for blocks in lists), default=0) + 2
 
 
 def _dtype_name(dtype: torch.dtype | None) -> str:

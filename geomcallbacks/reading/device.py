@@ -1,6 +1,10 @@
-"""On which device something is done, and how tensors get there without making anyone wait."""
+"""On which device something is done and how finely, and how tensors get there without making anyone wait."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,3 +35,40 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)  # only pinned memory is copied without a wait
     return tensor.to(device, copy=True)
+
+
+def eps_of(module: nn.Module, device: torch.device, others: Iterable[torch.dtype | None] = ()) -> float:
+    """Return the relative error of one step of what a module computes, the coarsest of all that has a say in it.
+
+    That is the autocast that is active, the dtype of its weights, that in which its quantised layers compute, and
+    `others`; on CUDA also what products in float32 are allowed to be computed in. How weights are *stored* in fewer
+    than 16 bits says nothing: they are spread out before they are used.
+    """
+    dtypes = {*others, *(p.dtype for p in module.parameters())}
+    dtypes |= {getattr(child, "compute_dtype", None) for child in module.modules()}
+    if torch.is_autocast_enabled(device.type):
+        dtypes.add(torch.get_autocast_dtype(device.type))
+    known = [one for one in dtypes if isinstance(one, torch.dtype) and one.is_floating_point and one.itemsize > 1]
+    coarsest = max((torch.finfo(dtype).eps for dtype in known), default=torch.finfo(torch.float32).eps)
+    if device.type != "cuda":
+        return coarsest
+    return max(coarsest, {"high": 2.0**-10, "medium": 2.0**-7}.get(torch.get_float32_matmul_precision(), 0.0))
+
+
+@contextmanager
+def noting_dtypes(modules: Iterable[nn.Module], device: torch.device) -> Iterator[set[torch.dtype]]:
+    """Inside, note the dtypes of what modules give, and of an autocast that a model turns on within itself."""
+    seen: set[torch.dtype] = set()
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        given = getattr(output, "last_hidden_state", output)
+        given = given[0] if isinstance(given, (tuple, list)) and given else given
+        if isinstance(given, Tensor):
+            seen.add(given.dtype)
+        if torch.is_autocast_enabled(device.type):
+            seen.add(torch.get_autocast_dtype(device.type))
+
+    with ExitStack() as stack:
+        for module in modules:
+            stack.callback(module.register_forward_hook(note).remove)
+        yield seen

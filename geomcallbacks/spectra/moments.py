@@ -28,7 +28,7 @@ class Moments:
     def __init__(self, d: int, device: torch.device | str = "cpu") -> None:
         device = float64_device(torch.device(device))
         self.d = d
-        self.eps = 0.0  # of the coarsest dtype that rows came in
+        self.eps = 0.0  # relative error of the rows: at least that of the coarsest dtype that they came in
         self._count = 0
         self._added = 0  # rows that no longer wait
         self._waiting: list[Tensor] = []
@@ -107,16 +107,13 @@ class Rows:
 
     def __init__(self, d: int) -> None:
         self.d = d
+        self.eps = 0.0  # see `Moments`
         self._rows: list[Tensor] = []
         self._origin: list[Tensor] = []
 
-    @property
-    def eps(self) -> float:
-        """Of the dtype that the rows came in."""
-        return max(torch.finfo(rows.dtype).eps for rows in self._rows)
-
     def update(self, rows_nd: Tensor, origin_n: Tensor) -> None:
         """Add rows (n, d) and the probe row (n,), on the CPU, that each came from."""
+        self.eps = max(self.eps, torch.finfo(rows_nd.dtype).eps)
         self._rows.append(rows_nd)
         self._origin.append(origin_n)
 

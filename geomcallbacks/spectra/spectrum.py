@@ -28,7 +28,7 @@ class Spectrum:
             one row, all zero for rows that are equal.
         singular_values: (min(n, d),) descending, float64; of the uncentred feature matrix.
         mean_norm: 0-d, the Euclidean norm of the mean row.
-        floor: 0-d, the eigenvalue up to which there may be nothing but the rounding of the features' own dtype.
+        floor: 0-d, the eigenvalue up to which there may be nothing but the rounding with which features were computed.
         n: rows.
     """
 
@@ -55,7 +55,7 @@ def spectrum_of_rows(rows_nd: Tensor, eps: float | None = None) -> Spectrum:
 
     Args:
         rows_nd: the features.
-        eps: of the dtype in which they were computed. None: that of `rows_nd`.
+        eps: their relative error. None: that of their dtype.
 
     Raises:
         ValueError: they are no rows of real numbers, or not finite, or so large that float64 does not hold a square.
