@@ -175,9 +175,9 @@ class GeometryMonitor(RunMonitor):
             self._read_model = (model, self.settings.reader(model))
         reader = self._read_model[1]
         records = measure_probe(reader, label, probe, self.settings, step=step, tokens=tokens, ending=run.ending)
-        if records[0].batch_size < self.settings.batch_size:
-            self.settings = replace(self.settings, batch_size=records[0].batch_size)
-            self._warn_once("memory", f"the probe ran out of memory: batch_size is now {records[0].batch_size}")
+        if (size := records[-1].batch_size) < self.settings.batch_size:
+            self.settings = replace(self.settings, batch_size=size)
+            self._warn_once("memory", f"the probe ran out of memory: batch_size is now {size}")
         if rank() == 0 and all(value is None for value in records[-1].metrics.values()):
             reason = records[-1].reasons["rankme"]
             self._warn_once("empty", f"geometry has no value at step {step}: {reason}; training goes on")

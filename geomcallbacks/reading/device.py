@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+_SHORT_NAMES = {"float64": "fp64", "float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
 
 def device_of(model: nn.Module) -> torch.device:
     """Return the device on which the model computes.
@@ -72,3 +74,18 @@ def noting_dtypes(modules: Iterable[nn.Module], device: torch.device) -> Iterato
         for module in modules:
             stack.callback(module.register_forward_hook(note).remove)
         yield seen
+
+
+def roundings(module: nn.Module, label: str) -> int:
+    """Return by how much the variance of rounding has grown on the way to a layer: once with every block."""
+    number = label.removeprefix("layer")
+    if number.isdecimal():
+        return int(number) + 2
+    lists = (child for child in module.modules() if isinstance(child, (nn.ModuleList, nn.Sequential)))
+    return max((len(blocks) for blocks in lists), default=0) + 2
+
+
+def dtype_name(dtype: torch.dtype | None) -> str:
+    """Return the short name of a dtype, such as "bf16"."""
+    name = str(dtype).removeprefix("torch.")
+    return _SHORT_NAMES.get(name, name)

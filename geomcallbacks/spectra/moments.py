@@ -8,6 +8,9 @@ Neither ever waits for the device: how many features a probe gives is known befo
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -145,3 +148,59 @@ class Rows:
         rows_nd, origin_n = torch.cat(self._rows), torch.cat(self._origin)
         order = torch.argsort(origin_n, stable=True)
         return rows_nd[send(order, rows_nd.device)], origin_n[order]
+
+
+@dataclass
+class Layer:
+    """What is gathered of one layer."""
+
+    store: Moments | Rows
+    bad: Tensor  # rows with a non-finite value, 0-d on the device
+    module: str
+
+
+class Gathered:
+    """What a pass over a probe gathers of its layers.
+
+    Args:
+        n: features that the whole probe gives.
+        intervals: rows are kept for resampling.
+
+    Attributes:
+        layers: by label; empty once memory has run out here.
+        crowded: how it did. A forward pass that runs out of memory is another matter.
+    """
+
+    def __init__(self, n: int, intervals: bool) -> None:
+        self._n, self._intervals = n, intervals
+        self.layers: dict[str, Layer] = {}
+        self.crowded: Exception | None = None
+
+    def add(self, features: Mapping[str, tuple[str, Tensor]], origin_m: Tensor) -> None:
+        """Add a batch: for each label the module's name and features (m, d), and the probe row (m,) of each."""
+        if self.crowded is not None:
+            return
+        with self._fitting():
+            for label, (name, feature_md) in features.items():
+                d, own = feature_md.shape[1], feature_md.device  # a model may lie on several devices
+                if label not in self.layers:
+                    store = Rows(d) if self._n <= d or self._intervals else Moments(d, own)
+                    self.layers[label] = Layer(store, torch.zeros((), dtype=torch.int64, device=own), name)
+                layer = self.layers[label]
+                layer.bad += (~torch.isfinite(feature_md).all(1)).sum()
+                layer.store.update(feature_md, origin_m)
+
+    def prepare(self, counts_n: Tensor) -> None:
+        """Make room for what all processes have gathered; see `Moments.prepare`."""
+        with self._fitting():
+            for layer in self.layers.values():
+                layer.store.prepare(counts_n)
+
+    @contextmanager
+    def _fitting(self) -> Iterator[None]:
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            self.crowded = error.with_traceback(None)  # whose frames hold what has filled the memory
+        if self.crowded is not None:
+            self.layers.clear()
