@@ -53,10 +53,11 @@ def target_batches(rows: Iterable[tuple[Sequence[int], list[Target]]], batch_siz
     ordered = sorted(rows, key=lambda row: len(row[0]))
     for start in range(0, len(ordered), batch_size):
         batch = ordered[start : start + batch_size]
-        length_b = torch.tensor([len(ids) for ids, _ in batch])
-        ids_bt = nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids, _ in batch], batch_first=True)
-        mask_bt = (torch.arange(ids_bt.shape[1]) < length_b[:, None]).long()
-        columns = torch.tensor([(row, *target) for row, (_, targets) in enumerate(batch) for target in targets]).T
+        length_b = torch.tensor([len(ids) for ids, _ in batch], device="cpu")
+        ids_bt = nn.utils.rnn.pad_sequence([torch.tensor(ids, device="cpu") for ids, _ in batch], batch_first=True)
+        mask_bt = (torch.arange(ids_bt.shape[1], device="cpu") < length_b[:, None]).long()
+        listed = [(row, *target) for row, (_, targets) in enumerate(batch) for target in targets]
+        columns = torch.tensor(listed, device="cpu").T
         yield TargetBatch(ids_bt, mask_bt, *columns.contiguous())
 
 
@@ -105,7 +106,7 @@ def summed_logprobs(
     with evaluating(model) as language_model:
         for batch in reversed(share):  # the longest first: where memory runs out, it does so at once
             found.append((batch.sum_m, _logprobs(language_model, batch)))
-    total_s = torch.zeros(sums, dtype=torch.float64)
+    total_s = torch.zeros(sums, dtype=torch.float64, device="cpu")
     for sum_m, logprob_m in reversed(found):
         total_s += torch.zeros_like(total_s).index_add_(0, sum_m, logprob_m)
     return total_s
@@ -126,7 +127,7 @@ def _logprobs(language_model: Any, batch: TargetBatch) -> Tensor:
         if rows == 1:
             raise
     _LOGGER.warning("out of memory: %d rows of %d tokens are measured in halves", rows, batch.input_ids_bt.shape[1])
-    logprob_m = torch.zeros(len(batch.target_m), dtype=torch.float64)
+    logprob_m = torch.zeros(len(batch.target_m), dtype=torch.float64, device="cpu")
     for start, end in ((0, rows // 2), (rows // 2, rows)):
         taken_m = (batch.row_m >= start) & (batch.row_m < end)
         columns = (batch.position_m[taken_m], batch.target_m[taken_m], batch.sum_m[taken_m])

@@ -125,11 +125,11 @@ class Rows:
         rows_nd, origin_n = self._in_order()
         # Each process puts its rows where they belong into zeros; a sum with zeros is exact in any dtype.
         first_n = counts_n.cumsum(0) - counts_n
-        slot_n = first_n[origin_n] + torch.arange(len(origin_n)) - torch.searchsorted(origin_n, origin_n)
+        slot_n = first_n[origin_n] + torch.arange(len(origin_n), device="cpu") - torch.searchsorted(origin_n, origin_n)
         whole_nd = rows_nd.new_zeros(int(counts_n.sum()), self.d)
         whole_nd[send(slot_n, rows_nd.device)] = rows_nd
         self._rows = [whole_nd]
-        self._origin = [torch.arange(len(counts_n)).repeat_interleave(counts_n)]
+        self._origin = [torch.arange(len(counts_n), device="cpu").repeat_interleave(counts_n)]
 
     def all_reduce(self, groups: tuple[Any, ...]) -> None:
         """Make every process hold all processes' rows, after `prepare`. See `Moments.all_reduce`."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from geomcallbacks.reading.device import float64_device
 from geomcallbacks.spectra.moments import Moments, Rows
 
 #: Relative error of a float64 mean, generously: far below what features in float32 resolve.
@@ -63,7 +64,7 @@ def spectrum_of_rows(rows_nd: Tensor, eps: float | None = None) -> Spectrum:
     if rows_nd.ndim != 2 or rows_nd.numel() == 0 or not rows_nd.is_floating_point():
         raise ValueError(f"rows_nd of shape {tuple(rows_nd.shape)} is {rows_nd.dtype}: give features (n, d) of floats")
     eps = torch.finfo(rows_nd.dtype).eps if eps is None else eps
-    rows_nd = rows_nd.to(torch.float64)
+    rows_nd = rows_nd.to(float64_device(rows_nd.device)).to(torch.float64)
     mean_d = rows_nd.mean(0)
     floor = _floor(rows_nd.square().mean(0), eps)
     return _spectrum(*_smaller_grams(rows_nd - mean_d, mean_d), mean_d, floor, len(rows_nd))

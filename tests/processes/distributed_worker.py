@@ -86,12 +86,14 @@ def measured(n: int, model: Model | None = None, dtype: torch.dtype = torch.floa
 
 
 def short_of_memory(n: int, in_pass: bool) -> dict[str, Any]:
-    """The second process has no memory until batches are of two rows; behind the pass, where rows are put together."""
-    model, left, put_together = Model(), [torch.OutOfMemoryError("injected")] * 2, torch.cat
+    """The second process has no memory until batches are of two rows; behind the pass, once, where rows are put
+    together.
+    """
+    model, left, put_together = Model(), [torch.OutOfMemoryError("injected")], torch.cat
 
     def out_of_memory(rows: int) -> None:
         if rows > 3:
-            raise left[0]
+            raise torch.OutOfMemoryError("injected")
 
     def cat(*given: Any, **settings: Any) -> Tensor:
         if left:

@@ -126,7 +126,9 @@ class SpectralIntervention(Dealt):
         with evaluating(model) as language_model:
             directions = directions_of(language_model, self.probe, self.positions, self.batch_size)
             kept = self._kept(len(directions.mean_d))
-            score_so = torch.zeros(1 + len(kept), sum(map(len, self.choices.option_ids)), dtype=torch.float64)
+            score_so = torch.zeros(
+                1 + len(kept), sum(map(len, self.choices.option_ids)), dtype=torch.float64, device="cpu"
+            )
             share = islice(option_batches(self.choices, self.batch_size), index, None, count)
             for number, batch in enumerate(share):
                 hidden_md = _hidden_states(language_model, batch)
@@ -154,8 +156,9 @@ class SpectralIntervention(Dealt):
 
     def _kept(self, d: int) -> dict[str, Tensor]:
         """The numbers of the eigendirections that each intervention keeps, by its name."""
-        drawn = torch.randperm(d, generator=torch.Generator().manual_seed(self.seed))
-        orders = {"top": torch.arange(d), "bottom": torch.arange(d).flip(0), "random": drawn}
+        drawn = torch.randperm(d, generator=torch.Generator("cpu").manual_seed(self.seed), device="cpu")
+        first = torch.arange(d, device="cpu")
+        orders = {"top": first, "bottom": first.flip(0), "random": drawn}
         kept = {}
         for kind in self.kinds:
             action, _, which = kind.partition("_")

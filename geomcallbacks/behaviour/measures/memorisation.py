@@ -137,8 +137,8 @@ class Memorisation(Dealt):
 
 def _flat(name: str, rows: Sequence[Sequence[float]], dtype: torch.dtype) -> dict[str, Tensor]:
     """Rows of differing length as one tensor and their lengths."""
-    values = torch.tensor([value for row in rows for value in row], dtype=dtype)
-    return {name: values, f"{name}_lengths": torch.tensor([len(row) for row in rows])}
+    values = torch.tensor([value for row in rows for value in row], dtype=dtype, device="cpu")
+    return {name: values, f"{name}_lengths": torch.tensor([len(row) for row in rows], dtype=torch.int64, device="cpu")}
 
 
 def _rows(file: Any, name: str) -> list[list[Any]]:

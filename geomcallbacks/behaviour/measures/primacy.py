@@ -138,7 +138,7 @@ def learned_at(
 
 def _targets(ids_bt: Tensor, lengths_b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Every real token (m,) but the first of its row: its row, the position that predicts it, and its id."""
-    predicted_bt = torch.arange(1, ids_bt.shape[1]) < lengths_b[:, None]
+    predicted_bt = torch.arange(1, ids_bt.shape[1], device="cpu") < lengths_b[:, None]
     row_m, position_m = predicted_bt.nonzero(as_tuple=True)
     return row_m, position_m, ids_bt[row_m, position_m + 1]
 

@@ -152,6 +152,7 @@ def _check_complete(model: Any, info: Any, source: Path, head: bool) -> None:
 
 
 def _own_device() -> str:
-    if torch.cuda.is_available():
-        return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
-    return "cpu"
+    kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if kind is None:
+        return "cpu"
+    return f"{kind.type}:{int(os.environ.get('LOCAL_RANK', 0)) % torch.accelerator.device_count()}"
