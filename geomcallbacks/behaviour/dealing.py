@@ -59,7 +59,7 @@ def measure_together(measures: Mapping[str, Measure], model: nn.Module) -> Found
             with _catching(errors, name), _quiet(model):
                 parts[name] = measure.part(unwrap(model), rank(), world_size())
     reasons = _shared(_reasons(errors), device) if world_size() > 1 else {}
-    for name in parts.keys() - reasons.keys():
+    for name in [name for name in parts if name not in reasons]:  # in the same order on all processes
         shared = parts[name].to(float64_device(device))
         dist.all_reduce(shared)
         parts[name] = shared.cpu()

@@ -168,7 +168,9 @@ def shares() -> dict[str, Any]:
         seen.clear()
         found[name] = monitor.measure(model, 0)
         hook.remove()
-    return {"numbers": found, "rows": rows}
+    measures = {name: make(name, completions(), tiny.probe(), choices()) for name in KEYS}
+    together = BehaviourMonitor(measures, on_error="raise").measure(model, 0)
+    return {"numbers": found, "rows": rows, "together": together}
 
 
 def fails_on_one() -> dict[str, Any]:

@@ -86,6 +86,12 @@ def test_all_take_a_share_and_give_what_one_gives(found: Found, alone: dict[str,
     assert max(passes) < len(alone["rows"][name])
 
 
+def test_all_measures_of_one_monitor_are_shared_in_one_order(found: Found, alone: dict[str, Any]) -> None:
+    for process in found:
+        assert process["shares"]["together"] == pytest.approx(alone["together"], rel=1e-9, abs=1e-15)
+        assert process["shares"]["together"] == found[0]["shares"]["together"]
+
+
 @pytest.mark.fault
 def test_a_share_that_fails_is_a_failure_of_all(found: Found) -> None:
     for process in found:

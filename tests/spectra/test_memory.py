@@ -8,6 +8,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -84,6 +85,23 @@ def test_layers_whose_moments_do_not_fit_together_are_read_in_turn(most: int) ->
         note = f"layers read in turn, {at_once} in a pass: their moments do not fit into memory together"
         assert {tuple(record.notes) for record in found} == {(note,)}
     assert seen == [8] * 8 * (len(LAYERS) // at_once)  # no attempt more than is needed
+
+
+@pytest.mark.fault
+def test_among_shards_the_pass_goes_on_where_moments_do_not_fit() -> None:
+    """Others wait in each batch, and would wait for good; then all have fewer layers."""
+    model = tiny.model("olmo2")
+    wanted = monitor().measure(model, 0)
+    watch = monitor()
+    watch.start(model)
+    assert watch._read_model is not None
+    reader = watch._read_model[1]
+    reader.spread = replace(reader.spread, sharded=True)
+    seen = passes(model)
+    with Limited(2)():
+        found = watch.measure(model, 0)
+    assert seen == [8] * 8 * 3
+    assert [record.metrics for record in found] == [record.metrics for record in wanted]
 
 
 @pytest.mark.fault
