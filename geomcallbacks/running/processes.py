@@ -239,14 +239,14 @@ def _wait(store: Any, room: str, world: int, wait: float | None) -> None:
             beats = store.add(f"{_OURS}/beats/{number}", 0)
             since = now if number in lives else begin
             lives[number] = lives[number] if lives.get(number, (-1,))[0] == beats else (beats, since)
-            allowed = _patience(store) if wait is None else wait
+            allowed, silent = _patience(store) if wait is None else wait, now - lives[number][1]
             if not store.check([f"{_OURS}/known/{number}"]):
                 allowed = min(allowed, _STRANGER)
-            if now - lives[number][1] > allowed:
+                if silent > _TELL and not told:
+                    told = True
+                    _LOGGER.warning("process %d waits for process %d to hold the same callback", rank(), number)
+            if silent > allowed:
                 lost.append(number)
-            elif now - lives[number][1] > _TELL and not told:
-                told = True
-                _LOGGER.warning("process %d waits for process %d, which must hold the same callback", rank(), number)
         if lost:
             which = f"process {lost[0]} has" if len(lost) == 1 else f"processes {', '.join(map(str, lost))} have"
             reason = f"{which} not come to measure with the others within {now - begin:.0f} s"
