@@ -8,29 +8,27 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
 
 from geomcallbacks.probe import ProbeSet, deal
 from geomcallbacks.reading.device import device_of
-from geomcallbacks.reading.locate import check_tokens
 from geomcallbacks.reading.no_trace import leave_no_trace
 from geomcallbacks.reading.reader import Reader
+from geomcallbacks.reading.rounding import dtype_name, eps_of, noting_dtypes, roundings
 from geomcallbacks.reading.sharding import release
 from geomcallbacks.record import GeometryRecord
-from geomcallbacks.running.processes import rank, worst
+from geomcallbacks.running.processes import alive, rank, release_frames, worst
 from geomcallbacks.settings import ReadingSettings
-from geomcallbacks.spectra.moments import Moments, Rows
+from geomcallbacks.spectra.moments import Gathered, Layer
 from geomcallbacks.spectra.summary import numbers_of
 
 Ending = Callable[[], bool]
 
-_OK, _OUT_OF_MEMORY, _FAILED, _ENDING = range(4)  # the worst of all ranks counts
-_SHORT_NAMES = {"float64": "fp64", "float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+_OK, _OUT_OF_MEMORY, _CROWDED, _FAILED, _ENDING = range(5)  # the worst of all ranks counts
 
 _LOST = (
     "the probe failed on process {} inside the forward pass of a sharded model ({}: {}). The other processes wait for"
@@ -43,18 +41,18 @@ _ELSEWHERE = "another process failed to measure: its own message says why"
 class LostPassError(RuntimeError):
     """A rank failed inside a forward pass that others wait in, and none can go on. Raised whatever `on_error` says."""
 
+    ends_run = True
+
+    def __init__(self, error: Exception, batch_size: int) -> None:
+        super().__init__(_LOST.format(rank(), type(error).__name__, error, batch_size))
+
 
 class EndingError(Exception):
     """The process has been told to end, and the pass over the probe is given up."""
 
 
-@dataclass
-class _Layer:
-    """What a pass over a probe gathers of one layer."""
-
-    store: Moments | Rows
-    bad: Tensor  # rows with a non-finite value, 0-d on the device
-    module: str
+class _CrowdedError(Exception):
+    """What is gathered of several layers does not fit into memory together: smaller batches would not help."""
 
 
 @dataclass(frozen=True)
@@ -63,45 +61,10 @@ class _Pass:
 
     batch_size: int
     status: int = _OK
-    layers: dict[str, _Layer] = field(default_factory=dict)
+    layers: Mapping[str, Layer] = field(default_factory=dict)
     precision: str = ""
     notes: list[str] = field(default_factory=list)
     error: Exception | None = None
-
-
-def prepare(model: nn.Module, probes: Mapping[str, ProbeSet], settings: ReadingSettings) -> tuple[Reader, list[str]]:
-    """Find what is read of the model, by a trial pass over one short row.
-
-    Returns:
-        What reads the model, and warnings, for n < 4d and for a default layer that is not the last of hidden_states.
-
-    Raises:
-        ValueError: the model's vocabulary, its layers or its d do not fit probe and settings.
-    """
-    reader = settings.reader(model)
-    if settings.precision == "fp32" and reader.spread.dtype not in (None, torch.float32):
-        raise ValueError(
-            f"precision='fp32', and the policy of the sharded model computes in {_dtype_name(reader.spread.dtype)}:"
-            " give precision='training', or shard the model with another MixedPrecisionPolicy"
-        )
-    low = next((p.dtype for p in reader.called.parameters() if p.dtype in (torch.bfloat16, torch.float16)), None)
-    if settings.precision == "fp32" and low is not None:
-        given = f"precision='fp32', and the model's weights are {_dtype_name(low)}, in which they compute"
-        raise ValueError(f"{given}: give precision='training', or a model in float32")
-    language_model, warnings = reader.language_model, []
-    for label, probe in probes.items() if language_model is not None else ():
-        check_tokens(language_model, f"probe {label!r}", probe.max_token_id, probe.max_tokens)
-    widths = _widths(reader, list(probes.values()), settings)
-    for label, probe in probes.items():
-        n = settings.features(probe)
-        for d in widths:
-            settings.check_probe(label, probe, d)
-            if n < 4 * d:
-                warnings.append(
-                    f"probe {label!r} gives n = {n} features of d = {d}: below 4 d = {4 * d}, RankMe and its relatives"
-                    " are biased downward, so compare only runs with the same n"
-                )
-    return reader, reader.remarks + warnings
 
 
 def measure_probe(
@@ -120,7 +83,8 @@ def measure_probe(
         reader: what reads the model. The model's modes, gradients and random states are left as they are.
         label: name of the probe.
         probe: the rows.
-        settings: how they are read. Where memory runs out, with half the `batch_size`; records say so.
+        settings: how they are read. Where memory runs out, with half the `batch_size`, or half the layers in a pass;
+            records say so.
         step: optimiser updates that the weights have received.
         tokens: training tokens seen.
         ending: asked between batches whether the process has been told to end.
@@ -132,15 +96,46 @@ def measure_probe(
         EndingError: a process has been told to end.
         LostPassError: this process failed inside the forward pass of a sharded model.
     """
+    points, records = reader.points, list[GeometryRecord]()
+    at_once = getattr(reader, "at_once", 0) or len(points) or 1  # fewer than all, once memory has run out
+    with alive():
+        for start in range(0, len(points) or 1, at_once):
+            part = reader
+            if at_once < len(points):
+                part = copy(reader)
+                part.points = points[start : start + at_once]
+            try:
+                records += _measure_layers(part, label, probe, settings, step, tokens, ending)
+            except _CrowdedError:
+                break
+            if records[-1].batch_size < settings.batch_size:
+                settings = replace(settings, batch_size=records[-1].batch_size)
+        else:
+            turns = f"layers read in turn, {at_once} in a pass: their moments do not fit into memory together"
+            return [replace(one, notes=[*one.notes, turns]) for one in records] if at_once < len(points) else records
+    reader.at_once = at_once // 2  # type: ignore[attr-defined]
+    return measure_probe(reader, label, probe, settings, step=step, tokens=tokens, ending=ending)
+
+
+def _measure_layers(
+    reader: Reader,
+    label: str,
+    probe: ProbeSet,
+    settings: ReadingSettings,
+    step: int,
+    tokens: int | None,
+    ending: Ending | None,
+) -> list[GeometryRecord]:
+    """Measure the layers of a reader in one pass over the probe; see `measure_probe`."""
     begin = time.perf_counter()
-    device, groups = device_of(reader.called), reader.spread.groups
-    done, n = _read_probe(reader, probe, settings, device, ending), settings.features(probe)
+    device, n = device_of(reader.called), settings.features(probe)
+    done = _read_probe(reader, probe, settings, device, ending)
     bad = torch.stack([layer.bad.to(device) for layer in done.layers.values()])
-    for group in groups:
+    for group in reader.spread.groups:
         dist.all_reduce(bad, group=group)
     bad_rows = bad.tolist()  # waits for the forward pass
     middle = time.perf_counter()
-    with _together(groups, device):
+    with _together(device, crowded=len(done.layers) > 1):
         stores = [layer.store for layer in done.layers.values()]
         numbers = numbers_of(stores, bad_rows, n=n, window=settings.alpha_window, intervals=settings.intervals)
     spectrum_seconds = (time.perf_counter() - middle) / len(numbers)
@@ -170,34 +165,29 @@ def measure_probe(
     ]
 
 
-def _widths(reader: Reader, probes: list[ProbeSet], settings: ReadingSettings) -> list[int]:
-    """Return d of each layer, from a trial pass that finds where each is read."""
-    row = probes[0].batch(probes[0].lengths_n.argmin(0, keepdim=True))
-    padded = any(bool((probe.lengths_n != probe.lengths_n[0]).any()) for probe in probes)
-    with _untouched(reader, settings, device_of(reader.called)):
-        return reader.prove(row, padded)
-
-
 def _read_probe(
     reader: Reader, probe: ProbeSet, settings: ReadingSettings, device: torch.device, ending: Ending | None
 ) -> _Pass:
     """Read the whole probe, in smaller batches where memory runs out; all ranks act alike."""
     notes: list[str] = []
-    groups = reader.spread.groups
     while True:
-        done = _attempt(reader, probe, settings, device, ending)
-        status = worst(done.status, groups, device)
+        size, done = settings.batch_size, _attempt(reader, probe, settings, device, ending)
+        if done.error is not None:
+            release_frames(done.error)  # they hold what has filled the memory
+        status = worst(done.status, device)
         if status == _OK:
             break
         if status == _ENDING:
             raise EndingError
-        if status == _FAILED or settings.batch_size == 1:
+        if len(reader.points) > 1 and (status == _CROWDED or (status == _OUT_OF_MEMORY and size == 1)):
+            raise _CrowdedError
+        if status in (_FAILED, _CROWDED) or size == 1:
             raise done.error or RuntimeError(_ELSEWHERE)
-        del done  # its error's frames hold what filled the memory
+        del done
         settings = replace(settings, batch_size=settings.batch_size // 2)
         notes.append(f"out of memory: batch_size halved to {settings.batch_size}")
-    for layer in done.layers.values() if groups else ():
-        layer.store.all_reduce(groups)
+    for layer in done.layers.values() if reader.spread.groups else ():
+        layer.store.all_reduce(reader.spread.groups)
     return replace(done, notes=notes)
 
 
@@ -207,43 +197,41 @@ def _attempt(
     """Read this rank's share of the probe once."""
     size = settings.batch_size
     try:
-        with _untouched(reader, settings, device):
+        with untouched(reader, settings, device), noting_dtypes([p.module for p in reader.points], device) as seen:
             precision = _precision(reader, device)
-            layers = _gather(reader, probe, settings, ending)
-        for layer in layers.values() if reader.spread.groups else ():
-            layer.store.prepare(settings.counts(probe))
+            gathered = _gather(reader, probe, settings, ending)
+            eps = eps_of(reader.called, device, (reader.spread.dtype, *seen))
+        for name, layer in gathered.layers.items():
+            layer.store.eps = max(layer.store.eps, eps * roundings(reader.called, name) ** 0.5)
+        if reader.spread.groups:
+            gathered.prepare(settings.counts(probe))
+        if gathered.crowded is not None:
+            return _Pass(size, _CROWDED, error=gathered.crowded)
     except EndingError:
         return _Pass(size, _ENDING)
     except Exception as error:
         if reader.spread.sharded:
-            raise LostPassError(_LOST.format(rank(), type(error).__name__, error, size)) from error
+            raise LostPassError(error, size) from error
         return _Pass(size, _OUT_OF_MEMORY if isinstance(error, torch.OutOfMemoryError) else _FAILED, error=error)
-    return _Pass(size, layers=layers, precision=precision)
+    return _Pass(size, layers=gathered.layers, precision=precision)
 
 
-def _gather(reader: Reader, probe: ProbeSet, settings: ReadingSettings, ending: Ending | None) -> dict[str, _Layer]:
-    layers: dict[str, _Layer] = {}
-    n = settings.features(probe)
+def _gather(reader: Reader, probe: ProbeSet, settings: ReadingSettings, ending: Ending | None) -> Gathered:
+    gathered = Gathered(settings.features(probe), settings.intervals)
     for batch, counted in deal(probe.batches(settings.batch_size), reader.spread.index, reader.spread.count):
-        if ending is not None and not reader.spread.sharded and ending():  # among shards others wait in the same batch
-            raise EndingError
+        if not reader.spread.sharded:  # among shards others wait in the same batch
+            if ending is not None and ending():
+                raise EndingError
+            if gathered.crowded is not None:
+                break
         features, origin = reader.read(batch, settings.positions)
-        for point in reader.points:
-            feature_md = features[point.label]
-            if point.label not in layers:
-                d = feature_md.shape[1]
-                own = feature_md.device  # a model may lie on several
-                store = Rows(d) if n <= d or settings.intervals else Moments(d, own)
-                layers[point.label] = _Layer(store, torch.zeros((), dtype=torch.int64, device=own), point.name)
-            layer = layers[point.label]
-            kept = slice(None) if counted else slice(0)
-            layer.bad += (~torch.isfinite(feature_md[kept]).all(1)).sum()
-            layer.store.update(feature_md[kept], origin[kept])
-    return layers
+        kept = slice(None) if counted else slice(0)
+        gathered.add({point.label: (point.name, features[point.label][kept]) for point in reader.points}, origin[kept])
+    return gathered
 
 
 @contextmanager
-def _untouched(reader: Reader, settings: ReadingSettings, device: torch.device) -> Iterator[None]:
+def untouched(reader: Reader, settings: ReadingSettings, device: torch.device) -> Iterator[None]:
     """Run forward passes inside under the settings' autocast, and leave no trace on the model."""
     own = reader.arithmetic if settings.precision == "training" and not torch.is_autocast_enabled(device.type) else None
     try:
@@ -255,25 +243,26 @@ def _untouched(reader: Reader, settings: ReadingSettings, device: torch.device) 
 
 
 @contextmanager
-def _together(groups: tuple[Any, ...], device: torch.device) -> Iterator[None]:
-    """Raise on all ranks what fails inside on one."""
+def _together(device: torch.device, crowded: bool) -> Iterator[None]:
+    """Raise on all ranks what fails inside on one; where memory runs out and it is `crowded`, a `_CrowdedError`."""
     error: Exception | None = None
+    status = _OK
     try:
         yield
     except Exception as caught:
-        error = caught
-    if worst(_OK if error is None else _FAILED, groups, device) != _OK:
+        fits = not (crowded and isinstance(caught, torch.OutOfMemoryError))
+        error, status = (caught, _FAILED) if fits else (None, _CROWDED)
+        release_frames(caught)
+    status = worst(status, device)
+    if status == _CROWDED:
+        raise _CrowdedError
+    if status != _OK:
         raise error or RuntimeError(_ELSEWHERE)
 
 
 def _precision(reader: Reader, device: torch.device) -> str:
     """Name the dtype in which the model computes."""
     if torch.is_autocast_enabled(device.type):
-        return _dtype_name(torch.get_autocast_dtype(device.type))
+        return dtype_name(torch.get_autocast_dtype(device.type))
     own = (p.dtype for p in reader.called.parameters() if p.is_floating_point())
-    return _dtype_name(reader.spread.dtype or next(own, torch.float32))
-
-
-def _dtype_name(dtype: torch.dtype | None) -> str:
-    name = str(dtype).removeprefix("torch.")
-    return _SHORT_NAMES.get(name, name)
+    return dtype_name(reader.spread.dtype or next(own, torch.float32))

@@ -177,7 +177,7 @@ def _as_spectrum(values: SpectrumLike) -> Tensor:
     """Return `values` in descending order, float64; all NaN where they are no spectrum."""
     try:
         # Given a dtype, a list of Python floats does not go through float32, torch's default.
-        spectrum = values if isinstance(values, Tensor) else torch.as_tensor(values, dtype=torch.float64)
+        spectrum = values if isinstance(values, Tensor) else torch.as_tensor(values, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise ValueError(f"a spectrum of {type(values).__name__} holds no numbers: give real ones ({error})") from error
     if spectrum.ndim != 1 or spectrum.numel() == 0 or spectrum.is_complex():

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from geomcallbacks.measure import EndingError, LostPassError, measure_probe, prepare
+from geomcallbacks.measure import EndingError, LostPassError, measure_probe
 from geomcallbacks.metrics import METRIC_NAMES
 from geomcallbacks.phases import PHASE_NAMES
 from geomcallbacks.phases.curves import Curves
+from geomcallbacks.prepare import prepare
 from geomcallbacks.probe import ProbeSet
 from geomcallbacks.reading.device import device_of
 from geomcallbacks.reading.locate import layer_list
@@ -228,9 +229,9 @@ class GeometryMonitor(RunMonitor):
             records = [replace(record, notes=[*record.notes, note]) for record in records]
         held = average_around(model, reader.called) or (TRAINING if run.weights is None else run.weights())
         records = [replace(record, weights=held, storage=storage_of(reader.called)) for record in records]
-        if records[0].batch_size < self.settings.batch_size:
-            self.settings = replace(self.settings, batch_size=records[0].batch_size)
-            self._warn_once("memory", f"the probe ran out of memory: batch_size is now {records[0].batch_size}")
+        if (size := records[-1].batch_size) < self.settings.batch_size:
+            self.settings = replace(self.settings, batch_size=size)
+            self._warn_once("memory", f"the probe ran out of memory: batch_size is now {size}")
         if all(value is None for value in records[-1].metrics.values()):
             self.failed[label] = reason = records[-1].reasons["rankme"]
             if rank() == 0:

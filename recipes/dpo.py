@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import json
 
-from accelerate import PartialState
 from text.arithmetic import read_answer
 from text.data import Row, to_pairs, to_preferences
 from training.arguments import RecipeParser, setting
@@ -22,6 +21,7 @@ from transformers import PreTrainedModel
 from trl import DPOConfig, DPOTrainer
 
 from geomcallbacks.behaviour import PreferenceScore, sample
+from geomcallbacks.running.processes import first_before_others
 
 
 @dataclasses.dataclass
@@ -60,7 +60,7 @@ def preferences(stage: Stage, part: str, rows: list[Row], model: PreTrainedModel
     """Return prompts with ``chosen`` and ``rejected``: as the rows hold them, or with replies sampled once and kept."""
     if rows and "rejected" not in rows[0]:
         file = stage.folder / f"pairs_{part}.jsonl"
-        with PartialState().main_process_first():
+        with first_before_others():
             if not file.is_file():
                 found = sample_rejected(stage, to_pairs(rows), model)
                 stage.write(file.name, "".join(json.dumps(row) + "\n" for row in found))

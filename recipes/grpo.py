@@ -26,6 +26,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from geomcallbacks import GeometryMonitor, ProbeSet
 from geomcallbacks.behaviour import RolloutScore, sample
+from geomcallbacks.running.processes import first_before_others
 
 
 @dataclasses.dataclass
@@ -121,7 +122,7 @@ class Rollouts:
     def judge(self, when: str, model: PreTrainedModel) -> None:
         """Add what many samples say of the start or of the end to rollouts.json, unless it is there already."""
         file = self.stage.folder / "rollouts.json"
-        with PartialState().main_process_first():
+        with first_before_others():
             found = json.loads(file.read_text()) if file.is_file() else {}
             if when not in found:
                 found[when] = self.score(self.test, self.stage.settings.many_samples, extensive=True)(model)
@@ -130,7 +131,7 @@ class Rollouts:
     def probe(self, when: str, model: PreTrainedModel) -> ProbeSet:
         """Return a probe of rollouts of the held-out prompts, prompts included; sampled once and kept."""
         file = self.stage.folder / f"{when}_rollouts.safetensors"
-        with PartialState().main_process_first():
+        with first_before_others():
             if not file.is_file():
                 prompts = [problem["prompt"] for problem in to_problems(self.test)]
                 samples = self.stage.settings.rollout_rows

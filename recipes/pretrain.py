@@ -19,6 +19,7 @@ import dataclasses
 import logging
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -164,13 +165,13 @@ def make_trainer(settings: PretrainSettings, folder: RunFolder, start: int, call
         every_n_train_steps=max(1, settings.updates // 10),
         enable_version_counter=False,
     )
-    launched = "TORCHELASTIC_RUN_ID" in os.environ and settings.devices == "auto"
+    devices, nodes = devices_of(settings.devices, os.environ)
     on_gpu = settings.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     precision = "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
     return L.Trainer(
         accelerator=settings.accelerator,
-        devices=int(os.environ["LOCAL_WORLD_SIZE"]) if launched else settings.devices,
-        num_nodes=int(os.environ["WORLD_SIZE"]) // int(os.environ["LOCAL_WORLD_SIZE"]) if launched else 1,
+        devices=devices,
+        num_nodes=nodes,
         strategy=settings.strategy,
         precision=precision if settings.precision == "auto" else settings.precision,
         max_steps=settings.updates,
@@ -183,6 +184,19 @@ def make_trainer(settings: PretrainSettings, folder: RunFolder, start: int, call
         callbacks=[*callbacks, GeometryBar(refresh_rate=max(1, settings.updates // 200)), keep],
         enable_model_summary=False,
     )
+
+
+def devices_of(asked: str, environment: Mapping[str, str]) -> tuple[str | int, int]:
+    """Return the devices of a node and the nodes: where `asked` is "auto", those that a launcher has been told.
+
+    `accelerate launch --num_processes 1` starts the recipe without ranks, and Lightning would take every GPU there is.
+    """
+    if asked != "auto":
+        return asked, 1
+    if "TORCHELASTIC_RUN_ID" in environment:
+        here = int(environment["LOCAL_WORLD_SIZE"])
+        return here, int(environment["WORLD_SIZE"]) // here
+    return (1 if "ACCELERATE_MIXED_PRECISION" in environment else asked), 1
 
 
 def read_corpus(settings: PretrainSettings) -> Corpus:

@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from geomcallbacks.adapters.callback import Monitored
 from geomcallbacks.adapters.tracker import Row
-from geomcallbacks.reading.device import device_of
+from geomcallbacks.behaviour.dealing import Measure, measure_together
 from geomcallbacks.reading.locate import refuse_sharded, refuse_unsupported, unwrap
-from geomcallbacks.reading.no_trace import leave_no_trace
-from geomcallbacks.running.messages import OnError, reason_of
-from geomcallbacks.running.processes import from_first, rank
+from geomcallbacks.running.messages import OnError
+from geomcallbacks.running.processes import alive, rank
 from geomcallbacks.running.record_writer import RecordWriter
 from geomcallbacks.running.run_monitor import Due, RunMonitor
 from geomcallbacks.schedule import Schedule
-from geomcallbacks.settings import ReadingSettings
-from geomcallbacks.statistics import finite
-
-#: A model in, numbers by name out. It may have `check(model)`, which raises ``ValueError`` before the first update
-#: where the two do not fit, and a `fingerprint` of what it measures on, which goes into the file's header.
-Measure = Callable[[nn.Module], Mapping[str, float]]
 
 
 class BehaviourMonitor(RunMonitor):
     """Measure what a model does, in any training loop: call `step` after every optimiser update.
 
-    In a run of several ranks, which must all hold the whole model and all call it, the first measures and the others
-    are given its numbers.
+    In a run of several ranks, which must all hold the whole model and all call it, each takes its share of the measures
+    of this package; a function of your own is called on the first alone. All are given the same numbers.
 
     Args:
         measures: by name. Each is called with the unwrapped model in evaluation mode, without gradients, under the
@@ -93,13 +84,11 @@ class BehaviourMonitor(RunMonitor):
         """Measure now, whatever the schedule says. `kind` is what `due` answered; see `step`."""
         with self._measuring(model, step, kind) as run:
             begin = time.perf_counter()
-            values, errors = measure_all(self.measures, model) if rank() == 0 else ({}, {})
-            reasons = {name: reason_of(error) for name, error in errors.items()}
-            shared = json.loads(from_first(json.dumps([values, reasons]), device_of(model)))
-            found: dict[str, float | None] = shared[0]
-            for name, reason in shared[1].items():
+            with alive():
+                found, reasons, errors = measure_together(self.measures, model)
+            for name, reason in reasons.items():
                 if self.on_error == "raise":
-                    raise errors.get(name) or RuntimeError(f"the first process failed to measure {name!r} ({reason})")
+                    raise errors.get(name) or RuntimeError(f"another process failed to measure {name!r} ({reason})")
                 told = f"{name!r} was not measured at step {step}" if rank() == 0 else ""
                 self._fail(run, step, name, reason, told)
             line = {"step": step, "seconds": time.perf_counter() - begin, **found}
@@ -112,26 +101,6 @@ class BehaviourMonitor(RunMonitor):
 
     def _header(self) -> dict[str, Any]:
         return measures_header(self.measures)
-
-
-def measure_all(
-    measures: Mapping[str, Measure], model: nn.Module
-) -> tuple[dict[str, float | None], dict[str, Exception]]:
-    """Take each measure of a model, and leave no trace on it.
-
-    Returns:
-        `<name>/<key>` of each number, None where it is not finite; and what went wrong, by the name of the measure.
-    """
-    values: dict[str, float | None] = {}
-    errors: dict[str, Exception] = {}
-    for name, measure in measures.items():
-        try:
-            with leave_no_trace(model), torch.no_grad(), ReadingSettings().autocast(device_of(model)):
-                found = measure(unwrap(model))
-            values |= {f"{name}/{key}": None if value is None else finite(float(value)) for key, value in found.items()}
-        except Exception as error:
-            errors[name] = error
-    return values, errors
 
 
 def check_measures(measures: Mapping[str, Measure], model: nn.Module) -> None:

@@ -81,6 +81,14 @@ class Budget:
         cost = min(self._costs, default=self._cold or 0.0)  # the cheaper of two: one may have been disturbed
         return {"cost": cost, "spent": self.optional, "allowed": self._allowance(total)}
 
+    def told(self, step: int, total: int | None) -> str:
+        """Say why a measurement is not allowed."""
+        cost, spent, allowed = (f"{self.account(total)[key]:.3g} s" for key in ("cost", "spent", "allowed"))
+        return (
+            f"budget={self.share} does not allow the measurement at step {step}: one takes {cost}, and of {allowed}"
+            f" allowed by now {spent} are spent. What else is skipped stands in the record file"
+        )
+
     def _allowance(self, total: int | None) -> float:
         if total is None:
             return self.share * self.training

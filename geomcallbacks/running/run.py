@@ -8,6 +8,12 @@ from dataclasses import dataclass
 from geomcallbacks.running.budget import Budget
 from geomcallbacks.running.run_file import RunFile
 
+#: The remedy where processes differ.
+ALIKE = (
+    "add the callback, or call the monitor, on every process of the run, with the same settings, and with a probe or"
+    " measures built from the same texts and seed, never from a process's own share of the data"
+)
+
 
 @dataclass
 class Run:

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from geomcallbacks.reading.device import device_of
+from geomcallbacks.running import processes
 from geomcallbacks.running.budget import Budget
 from geomcallbacks.running.messages import OnError, WarnOnce, reason_of
-from geomcallbacks.running.processes import any_process, first_decides, rank
 from geomcallbacks.running.record_writer import RecordWriter
-from geomcallbacks.running.run import Run
+from geomcallbacks.running.run import ALIKE, Run
 from geomcallbacks.running.run_file import RunFile
 from geomcallbacks.schedule import Schedule
 
@@ -58,6 +58,7 @@ class RunMonitor(ABC):
         self._state: dict[str, Any] = {}  # of the run before `start` or after `close`
         self._resumes = False  # whether the next start goes on from that state
         self._warn_once = WarnOnce()
+        processes.announce()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the open run behind: a copy (`deepcopy`, a spawned process) measures a run of its own."""
@@ -156,27 +157,29 @@ class RunMonitor(ABC):
         budget = None if share is None else Budget(share, step, time.perf_counter(), known.get("spent"))
         total = self.total_steps if total_steps is None else total_steps
         settled = known.get("measured", step) if step > 0 else None
-        problem = self._try(model)
+        file = RunFile(self.on_error, self._warn_once)
         attempt = 1 if before is None else before.attempt + 1
-        run = Run(
-            total, ending, budget, step, settled, RunFile(self.on_error, self._warn_once), attempt, driven, weights
-        )
+        run = Run(total, ending, budget, step, settled, file, attempt, driven, weights)
+        device = device_of(model)
+        processes.all_alike(self._facts(run), ALIKE, device)
+        with processes.alive(), processes.refusing_together(device):
+            problem = self._try(model)
         run_id = known.get("run_id") if before is None else before.file.run_id
         place = self.path or (None if path is None else Path(path).expanduser())
-        run.file.open(place, step, {**self._whole_header(run), **(header or {})}, run_id, self.resumed_file)
-        self._run, self._resumes, self.record_path = run, False, run.file.path
+        file.open(place, step, {**self._whole_header(run), **(header or {})}, run_id, self.resumed_file)
+        self._run, self._resumes, self.record_path = run, False, file.path
         if problem is not None:
             self._fail(run, step, "trial", problem, "the trial pass failed, so that the model is not checked")
         self._begin(run, model, step)
 
     def _try(self, model: nn.Module) -> str | None:
-        """Check the model; return why that was not possible. Only what is wrong with the arguments raises."""
+        """Check the model; return why that was not possible. Raise what is wrong with the arguments."""
         try:
             self._prepare(model)
         except (ValueError, TypeError):
             raise
         except Exception as error:
-            if self.on_error == "raise":
+            if self.on_error == "raise" or hasattr(error, "ends_run"):
                 raise
             return reason_of(error)  # not the error: its frames hold what has filled the memory
         return None
@@ -226,12 +229,12 @@ class RunMonitor(ABC):
                 torch.accelerator.synchronize(device)  # or what training left for it to do would count as measuring
             run.budget.trained(step, time.perf_counter())
         run.step = step
-        if not due or (run.ending is not None and any_process(run.ending(), device)):
+        if not due or (run.ending is not None and processes.any_process(run.ending(), device)):
             return None
         if last or self.schedule.is_fixed(step, run.total_steps):
             return "fixed"
         # Clocks differ between ranks.
-        if run.budget is None or first_decides(run.budget.allows(run.total_steps), device):
+        if run.budget is None or processes.first_decides(run.budget.allows(run.total_steps), device):
             return "optional"
         run.settled = step
         self._skip(run, run.budget, step)
@@ -261,17 +264,11 @@ class RunMonitor(ABC):
 
     def _skip(self, run: Run, budget: Budget, step: int) -> None:
         """Note in the record file that the budget did not allow a measurement; warn once."""
-        if rank() != 0:  # the other ranks' clocks decide nothing
+        if processes.rank() != 0:  # the other ranks' clocks decide nothing
             return
-        account = budget.account(run.total_steps)
         if budget.knows_pace:
-            cost, spent, allowed = (f"{account[key]:.3g} s" for key in ("cost", "spent", "allowed"))
-            self._warn_once(
-                "budget",
-                f"budget={budget.share} does not allow the measurement at step {step}: one takes {cost}, and of"
-                f" {allowed} allowed by now {spent} are spent. What else is skipped stands in the record file",
-            )
-        run.file.keep(RecordWriter.skip, step, "budget", **account)
+            self._warn_once("budget", budget.told(step, run.total_steps))
+        run.file.keep(RecordWriter.skip, step, "budget", **budget.account(run.total_steps))
 
     def _fail(self, run: Run, step: int, part: str, reason: str, told: str) -> None:
         """Note a part of a measurement that failed: in the record file, and once in words for each kind of failure.
@@ -282,6 +279,13 @@ class RunMonitor(ABC):
         if told:  # messages carry sizes and addresses, and would differ at every measurement
             self._warn_once(f"{part} {reason.partition(':')[0]}", f"{told} ({reason}); training goes on")
         run.file.keep(RecordWriter.skip, step, reason, part=part)
+
+    def _facts(self, run: Run) -> dict[str, Any]:
+        """Return what must be alike on all processes: what is measured, how, and when."""
+        header = self._whole_header(run)
+        facts = {"what is measured": f"{type(self).__name__} {self.key}", **header.pop("settings"), **header}
+        facts |= {"on_error": self.on_error, "step": run.step, "measured": run.settled}
+        return facts | {"versions": None, "ending": run.ending is not None}
 
     def _whole_header(self, run: Run) -> dict[str, Any]:
         header = self._header()

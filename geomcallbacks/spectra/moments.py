@@ -8,6 +8,9 @@ Neither ever waits for the device: how many features a probe gives is known befo
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,7 +31,7 @@ class Moments:
     def __init__(self, d: int, device: torch.device | str = "cpu") -> None:
         device = float64_device(torch.device(device))
         self.d = d
-        self.eps = 0.0  # of the coarsest dtype that rows came in
+        self.eps = 0.0  # relative error of the rows: at least that of the coarsest dtype that they came in
         self._count = 0
         self._added = 0  # rows that no longer wait
         self._waiting: list[Tensor] = []
@@ -107,16 +110,13 @@ class Rows:
 
     def __init__(self, d: int) -> None:
         self.d = d
+        self.eps = 0.0  # see `Moments`
         self._rows: list[Tensor] = []
         self._origin: list[Tensor] = []
 
-    @property
-    def eps(self) -> float:
-        """Of the dtype that the rows came in."""
-        return max(torch.finfo(rows.dtype).eps for rows in self._rows)
-
     def update(self, rows_nd: Tensor, origin_n: Tensor) -> None:
         """Add rows (n, d) and the probe row (n,), on the CPU, that each came from."""
+        self.eps = max(self.eps, torch.finfo(rows_nd.dtype).eps)
         self._rows.append(rows_nd)
         self._origin.append(origin_n)
 
@@ -125,11 +125,11 @@ class Rows:
         rows_nd, origin_n = self._in_order()
         # Each process puts its rows where they belong into zeros; a sum with zeros is exact in any dtype.
         first_n = counts_n.cumsum(0) - counts_n
-        slot_n = first_n[origin_n] + torch.arange(len(origin_n)) - torch.searchsorted(origin_n, origin_n)
+        slot_n = first_n[origin_n] + torch.arange(len(origin_n), device="cpu") - torch.searchsorted(origin_n, origin_n)
         whole_nd = rows_nd.new_zeros(int(counts_n.sum()), self.d)
         whole_nd[send(slot_n, rows_nd.device)] = rows_nd
         self._rows = [whole_nd]
-        self._origin = [torch.arange(len(counts_n)).repeat_interleave(counts_n)]
+        self._origin = [torch.arange(len(counts_n), device="cpu").repeat_interleave(counts_n)]
 
     def all_reduce(self, groups: tuple[Any, ...]) -> None:
         """Make every process hold all processes' rows, after `prepare`. See `Moments.all_reduce`."""
@@ -148,3 +148,59 @@ class Rows:
         rows_nd, origin_n = torch.cat(self._rows), torch.cat(self._origin)
         order = torch.argsort(origin_n, stable=True)
         return rows_nd[send(order, rows_nd.device)], origin_n[order]
+
+
+@dataclass
+class Layer:
+    """What is gathered of one layer."""
+
+    store: Moments | Rows
+    bad: Tensor  # rows with a non-finite value, 0-d on the device
+    module: str
+
+
+class Gathered:
+    """What a pass over a probe gathers of its layers.
+
+    Args:
+        n: features that the whole probe gives.
+        intervals: rows are kept for resampling.
+
+    Attributes:
+        layers: by label; empty once memory has run out here.
+        crowded: how it did. A forward pass that runs out of memory is another matter.
+    """
+
+    def __init__(self, n: int, intervals: bool) -> None:
+        self._n, self._intervals = n, intervals
+        self.layers: dict[str, Layer] = {}
+        self.crowded: Exception | None = None
+
+    def add(self, features: Mapping[str, tuple[str, Tensor]], origin_m: Tensor) -> None:
+        """Add a batch: for each label the module's name and features (m, d), and the probe row (m,) of each."""
+        if self.crowded is not None:
+            return
+        with self._fitting():
+            for label, (name, feature_md) in features.items():
+                d, own = feature_md.shape[1], feature_md.device  # a model may lie on several devices
+                if label not in self.layers:
+                    store = Rows(d) if self._n <= d or self._intervals else Moments(d, own)
+                    self.layers[label] = Layer(store, torch.zeros((), dtype=torch.int64, device=own), name)
+                layer = self.layers[label]
+                layer.bad += (~torch.isfinite(feature_md).all(1)).sum()
+                layer.store.update(feature_md, origin_m)
+
+    def prepare(self, counts_n: Tensor) -> None:
+        """Make room for what all processes have gathered; see `Moments.prepare`."""
+        with self._fitting():
+            for layer in self.layers.values():
+                layer.store.prepare(counts_n)
+
+    @contextmanager
+    def _fitting(self) -> Iterator[None]:
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            self.crowded = error.with_traceback(None)  # whose frames hold what has filled the memory
+        if self.crowded is not None:
+            self.layers.clear()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from geomcallbacks.reading.device import float64_device
 from geomcallbacks.spectra.moments import Moments, Rows
 
 #: Relative error of a float64 mean, generously: far below what features in float32 resolve.
@@ -28,7 +29,7 @@ class Spectrum:
             one row, all zero for rows that are equal.
         singular_values: (min(n, d),) descending, float64; of the uncentred feature matrix.
         mean_norm: 0-d, the Euclidean norm of the mean row.
-        floor: 0-d, the eigenvalue up to which there may be nothing but the rounding of the features' own dtype.
+        floor: 0-d, the eigenvalue up to which there may be nothing but the rounding with which features were computed.
         n: rows.
     """
 
@@ -55,7 +56,7 @@ def spectrum_of_rows(rows_nd: Tensor, eps: float | None = None) -> Spectrum:
 
     Args:
         rows_nd: the features.
-        eps: of the dtype in which they were computed. None: that of `rows_nd`.
+        eps: their relative error. None: that of their dtype.
 
     Raises:
         ValueError: they are no rows of real numbers, or not finite, or so large that float64 does not hold a square.
@@ -63,7 +64,7 @@ def spectrum_of_rows(rows_nd: Tensor, eps: float | None = None) -> Spectrum:
     if rows_nd.ndim != 2 or rows_nd.numel() == 0 or not rows_nd.is_floating_point():
         raise ValueError(f"rows_nd of shape {tuple(rows_nd.shape)} is {rows_nd.dtype}: give features (n, d) of floats")
     eps = torch.finfo(rows_nd.dtype).eps if eps is None else eps
-    rows_nd = rows_nd.to(torch.float64)
+    rows_nd = rows_nd.to(float64_device(rows_nd.device)).to(torch.float64)
     mean_d = rows_nd.mean(0)
     floor = _floor(rows_nd.square().mean(0), eps)
     return _spectrum(*_smaller_grams(rows_nd - mean_d, mean_d), mean_d, floor, len(rows_nd))

@@ -53,7 +53,7 @@ def numbers_of(
     # Checked before the solve: eigvalsh may return finite numbers for a matrix of NaN.
     spectra = [None if bad else spectrum_of(store) for store, bad in zip(stores, bad_rows, strict=True)]
     parts = [part for one in spectra if one is not None for part in (summarise(one, window), one.eigenvalues)]
-    left = torch.cat([part.to(parts[0].device) for part in parts]).cpu() if parts else torch.empty(0)
+    left = torch.cat([part.to(parts[0].device) for part in parts]).cpu() if parts else torch.empty(0, device="cpu")
     found = []
     for store, spectrum, bad in zip(stores, spectra, bad_rows, strict=True):
         if spectrum is None:

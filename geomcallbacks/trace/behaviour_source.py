@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from geomcallbacks.behaviour import ChoiceAccuracy, Choices, Memorisation, SpectralIntervention
-from geomcallbacks.behaviour.monitor import Measure
+from geomcallbacks.behaviour.dealing import Measure
 from geomcallbacks.probe import ProbeSet
 from geomcallbacks.settings import ReadingSettings
 from geomcallbacks.trace.rows import hub_rows, jsonl_rows

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from geomcallbacks.behaviour.monitor import BehaviourMonitor, check_measures
-from geomcallbacks.measure import measure_probe, prepare
+from geomcallbacks.measure import measure_probe
+from geomcallbacks.prepare import prepare
 from geomcallbacks.reading.weights import TRAINING, is_average, storage_of
 from geomcallbacks.record import GeometryRecord, spectra_folder
 from geomcallbacks.running.record_writer import record_lines, write_spectra

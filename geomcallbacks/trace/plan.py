@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from geomcallbacks.behaviour.monitor import Measure, measures_header
+from geomcallbacks.behaviour.dealing import Measure
+from geomcallbacks.behaviour.monitor import measures_header
 from geomcallbacks.probe import ProbeSet
 from geomcallbacks.settings import ReadingSettings
 from geomcallbacks.trace.checkpoints.checkpoint import Checkpoint

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from geomcallbacks import ProbeSet
 from geomcallbacks.behaviour import ChoiceAccuracy, FrequencyLoss, Memorisation, save_counts, token_counts
-from geomcallbacks.behaviour.monitor import Measure
+from geomcallbacks.behaviour.dealing import Measure
 from judging.cloze import PretrainingCounts, far_cloze, near_cloze
 from judging.memorisation_set import memorisation_set
 

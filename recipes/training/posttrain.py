@@ -27,6 +27,7 @@ from geomcallbacks import ProbeSet, Schedule
 from geomcallbacks.behaviour.hf import BehaviourCallback
 from geomcallbacks.hf import GeometryCallback
 from geomcallbacks.running.files import replace_file
+from geomcallbacks.running.processes import first_before_others
 from training.run_folder import changed_settings, remove
 from training.settings import FREE_ON_RESUME, StageSettings
 from training.texts import Texts
@@ -62,7 +63,7 @@ class Stage:
             torch.set_num_threads(settings.threads)
         disable_progress_bar()  # of the weights' loading
         unset_hf_deepspeed_config()  # ZeRO-3 would cut weights as they load, and they are used whole before training
-        with PartialState().main_process_first():
+        with first_before_others():
             self._open()
         if settings.model_revision is not None and hasattr(args, "model_init_kwargs"):
             # TRL loads a reference model by the policy's name: without this, of another revision.

@@ -6,7 +6,6 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from accelerate import PartialState
 from text.corpus import Corpus, offline_corpus, open_dataset
 from text.data import Row, describe_rows, problem_rows, read_rows, to_pairs, write_rows
 from text.tokens import probe_rows
@@ -14,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from geomcallbacks import ProbeSet
 from geomcallbacks.behaviour import CompletionLoss, Completions
+from geomcallbacks.running.processes import first_before_others
 from training.settings import StageSettings
 
 
@@ -36,7 +36,7 @@ class Texts:
         if self.base is not None:
             return Corpus.load(self.base / "corpus")
         folder = self.folder / "corpus"
-        with PartialState().main_process_first():
+        with first_before_others():
             if not (folder / "manifest.json").is_file():
                 offline_corpus(arithmetic_share=0.0).save(folder)
         return Corpus.load(folder)

@@ -6,7 +6,6 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from peft import LoraConfig, TaskType
 from transformers import (
     AutoModelForCausalLM,
@@ -16,6 +15,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from geomcallbacks.running.processes import first_before_others
 from training.settings import StageSettings
 
 
@@ -83,7 +83,7 @@ class Weights:
     def _from_gguf(self, name: str) -> str:
         """Write the weights as safetensors once: TRL loads reference models by name, and knows no GGUF file."""
         folder, options = self.folder / "start", {"gguf_file": self.settings.gguf_file, **self._trust}
-        with PartialState().main_process_first():
+        with first_before_others():
             if not folder.is_dir():
                 scratch = self.folder / "start.part"
                 read = AutoModelForCausalLM.from_pretrained(name, dtype=self.settings.dtype, **options)

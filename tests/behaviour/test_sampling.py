@@ -75,11 +75,11 @@ def test_first_tokens_follow_the_models_distribution():
 def test_draws_invert_the_cumulative_distribution(monkeypatch):
     """A token of no probability is never drawn, not even by the smallest number."""
     scores = torch.tensor([[-math.inf, 0.0, -math.inf, math.log(3.0), -math.inf]]).expand(20_000, 5)
-    token = _Draw(1.0, 0, torch.device("cpu"))(None, scores).argmax(-1)
+    token = _Draw(1.0, 0)(None, scores).argmax(-1)
     assert set(token.tolist()) == {1, 3}
     assert float((token == 3).double().mean()) == pytest.approx(0.75, abs=0.01)
     monkeypatch.setattr(torch, "rand", lambda shape, **settings: torch.zeros(shape, dtype=torch.float64))
-    assert _Draw(1.0, 0, torch.device("cpu"))(None, scores[:1]).argmax() == 1
+    assert _Draw(1.0, 0)(None, scores[:1]).argmax() == 1
 
 
 def test_low_temperature_takes_the_likeliest_of_each_prefix():

@@ -136,7 +136,7 @@ def test_replicas_end_with_the_behaviour_that_the_first_measures(two: Two, name:
     assert (len(first["warnings"]), len(second["warnings"])) == (1, 0)
     assert "KeyError" in first["warnings"][0]
     assert first["raised"] == "KeyError: 'injected'"
-    assert "first process failed to measure 'broken'" in second["raised"]
+    assert "another process failed to measure 'broken' (KeyError: 'injected')" in second["raised"]
 
 
 @of_each({config: list(micro.MODULES) for config in worker.RUNS})

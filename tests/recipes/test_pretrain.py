@@ -13,7 +13,7 @@ from typing import Any
 
 import micro
 import pytest
-from pretrain import PretrainSettings
+from pretrain import PretrainSettings, devices_of
 from pretrain import main as pretrain
 from training.language_model import SaveModel, SeededBatches
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -160,6 +160,23 @@ def test_batches_do_not_depend_on_the_number_of_devices_or_on_where_a_run_starts
     assert updates(1, 1, seed=1) != alone
     with pytest.raises(ValueError, match=r"batch_size=8.*multiple of 3"):
         SeededBatches(10, PretrainSettings(batch_size=8), world_size=3)
+
+
+@pytest.mark.parametrize(
+    ("asked", "environment", "wanted"),
+    [
+        ("auto", {}, ("auto", 1)),
+        ("auto", {"ACCELERATE_MIXED_PRECISION": "no"}, (1, 1)),
+        ("8", {"ACCELERATE_MIXED_PRECISION": "no"}, ("8", 1)),
+        ("auto", {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}, (4, 2)),
+        ("2", {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}, ("2", 1)),
+    ],
+)
+def test_as_many_devices_are_taken_as_the_launcher_was_told(
+    asked: str, environment: dict[str, str], wanted: Any
+) -> None:
+    """Of one process too, which accelerate starts without ranks."""
+    assert devices_of(asked, environment) == wanted
 
 
 def test_accelerate_launch_runs_the_recipe_and_names_its_files(texts: Path, tmp_path: Path) -> None:

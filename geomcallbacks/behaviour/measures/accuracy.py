@@ -9,6 +9,7 @@ from itertools import count, islice
 from torch import Tensor, nn
 
 from geomcallbacks.behaviour.arguments import check_positive, check_type
+from geomcallbacks.behaviour.dealing import Dealt
 from geomcallbacks.behaviour.evaluating import check_tokens
 from geomcallbacks.behaviour.logprobs import Target, TargetBatch, summed_logprobs, target_batches, targets_of
 from geomcallbacks.behaviour.rows.choices import Choices
@@ -50,7 +51,7 @@ def accuracy_of(choices: Choices, score_o: Tensor) -> dict[str, float]:
     return {"accuracy": hits / len(choices), "low": low, "high": high}
 
 
-class ChoiceAccuracy:
+class ChoiceAccuracy(Dealt):
     """How often a model finds the right option the most probable of its row.
 
     It compares the summed log-probability of each option's tokens, as lm-evaluation-harness' `acc` does.
@@ -75,12 +76,16 @@ class ChoiceAccuracy:
         """Raise ``ValueError`` where the questions do not fit the model."""
         check_tokens(model, "choices", self.choices.max_token_id, self.choices.max_tokens)
 
-    def __call__(self, model: nn.Module) -> dict[str, float]:
-        """`accuracy`, and `low` and `high`, its 95 % interval; see `accuracy_of`.
+    def part(self, model: nn.Module, index: int = 0, count: int = 1) -> Tensor:
+        """Log-probability (o,) of each option, counted through all rows.
 
         Raises:
             ValueError: questions and model do not fit.
         """
         self.check(model)
         batches = option_batches(self.choices, self.batch_size)
-        return accuracy_of(self.choices, summed_logprobs(model, batches, sum(map(len, self.choices.option_ids))))
+        return summed_logprobs(model, batches, sum(map(len, self.choices.option_ids)), index, count)
+
+    def numbers(self, whole_s: Tensor) -> dict[str, float]:
+        """`accuracy`, and `low` and `high`, its 95 % interval; see `accuracy_of`."""
+        return accuracy_of(self.choices, whole_s)

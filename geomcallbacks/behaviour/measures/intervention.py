@@ -10,12 +10,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from geomcallbacks.behaviour.arguments import check_positive, check_type
+from geomcallbacks.behaviour.dealing import Dealt
 from geomcallbacks.behaviour.evaluating import check_tokens, evaluating
 from geomcallbacks.behaviour.logprobs import TargetBatch, logits_of, logprobs_of
 from geomcallbacks.behaviour.measures.accuracy import accuracy_of, option_batches
@@ -45,7 +47,7 @@ class Directions:
     vectors_dd: Tensor
 
 
-class SpectralIntervention:
+class SpectralIntervention(Dealt):
     """Multiple choice with the last hidden state projected on some of its eigendirections.
 
     The covariance is that of the geometry's last layer: the features of `probe` at `positions`, centred, in float64.
@@ -114,44 +116,49 @@ class SpectralIntervention:
             remedy = f"take more than {d}, or only the kinds 'keep_top' and 'remove_top'"
             raise ValueError(f"n = {self.n} features do not determine all d = {d} directions: {remedy}")
 
-    def __call__(self, model: nn.Module) -> dict[str, float]:
-        """Accuracies of the model as it is and of each projection.
-
-        Returns:
-            `full`, and `<kind>_<k>` for each kind and k, such as `remove_top_10`; the same with `_low` and `_high`,
-            the 95 % Wilson interval.
+    def part(self, model: nn.Module, index: int = 0, count: int = 1) -> Tensor:
+        """Summed log-probability of each option, for the model as it is and then for each projection, in one row.
 
         Raises:
             ValueError: see `check`; also non-finite hidden states, or a model whose head cannot be run by itself.
         """
         self.check(model)
-        found: dict[str, float] = {}
         with evaluating(model) as language_model:
             directions = directions_of(language_model, self.probe, self.positions, self.batch_size)
-            for name, score_o in self._scores(language_model, directions).items():
-                numbers = accuracy_of(self.choices, score_o)
-                found |= {name: numbers["accuracy"], f"{name}_low": numbers["low"], f"{name}_high": numbers["high"]}
-        return found
+            kept = self._kept(len(directions.mean_d))
+            score_so = torch.zeros(
+                1 + len(kept), sum(map(len, self.choices.option_ids)), dtype=torch.float64, device="cpu"
+            )
+            share = islice(option_batches(self.choices, self.batch_size), index, None, count)
+            for number, batch in enumerate(share):
+                hidden_md = _hidden_states(language_model, batch)
+                if number == 0:
+                    check_head(language_model, hidden_md, batch)
+                for score_o, those in zip(score_so, (None, *kept.values()), strict=True):
+                    projected_md = hidden_md if those is None else project(hidden_md, directions, those)
+                    logprob_m = logprobs_of(head_logits(language_model, projected_md), batch.target_m)
+                    score_o.index_add_(0, batch.sum_m, logprob_m)
+        return score_so.flatten()
 
-    def _scores(self, language_model: Any, directions: Directions) -> dict[str, Tensor]:
-        """Summed log-probability (o,) of each option, for the model as it is and for each intervention."""
-        kept = self._kept(len(directions.mean_d))
-        options = sum(map(len, self.choices.option_ids))
-        scores = {name: torch.zeros(options, dtype=torch.float64) for name in ("full", *kept)}
-        for number, batch in enumerate(option_batches(self.choices, self.batch_size)):
-            hidden_md = _hidden_states(language_model, batch)
-            if number == 0:
-                check_head(language_model, hidden_md, batch)
-            for name, score_o in scores.items():
-                projected_md = hidden_md if name == "full" else project(hidden_md, directions, kept[name])
-                logprob_m = logprobs_of(head_logits(language_model, projected_md), batch.target_m)
-                score_o.index_add_(0, batch.sum_m, logprob_m)
-        return scores
+    def numbers(self, whole_s: Tensor) -> dict[str, float]:
+        """Accuracies of the model as it is and of each projection.
+
+        Returns:
+            `full`, and `<kind>_<k>` for each kind and k, such as `remove_top_10`; the same with `_low` and `_high`,
+            the 95 % Wilson interval.
+        """
+        names = ("full", *(f"{kind}_{k}" for kind in self.kinds for k in self.ks))
+        found: dict[str, float] = {}
+        for name, score_o in zip(names, whole_s.chunk(len(names)), strict=True):
+            of_name = accuracy_of(self.choices, score_o)
+            found |= {name: of_name["accuracy"], f"{name}_low": of_name["low"], f"{name}_high": of_name["high"]}
+        return found
 
     def _kept(self, d: int) -> dict[str, Tensor]:
         """The numbers of the eigendirections that each intervention keeps, by its name."""
-        drawn = torch.randperm(d, generator=torch.Generator().manual_seed(self.seed))
-        orders = {"top": torch.arange(d), "bottom": torch.arange(d).flip(0), "random": drawn}
+        drawn = torch.randperm(d, generator=torch.Generator("cpu").manual_seed(self.seed), device="cpu")
+        first = torch.arange(d, device="cpu")
+        orders = {"top": first, "bottom": first.flip(0), "random": drawn}
         kept = {}
         for kind in self.kinds:
             action, _, which = kind.partition("_")

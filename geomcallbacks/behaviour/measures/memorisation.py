@@ -18,9 +18,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from geomcallbacks.behaviour.arguments import check_equal_lengths, check_positive, check_type
+from geomcallbacks.behaviour.dealing import Dealt
 from geomcallbacks.behaviour.evaluating import check_tokens
 from geomcallbacks.behaviour.infinigram.scores import NgramScores
-from geomcallbacks.behaviour.measures.loss import completion_logprobs
+from geomcallbacks.behaviour.measures.loss import logprobs_part
 from geomcallbacks.behaviour.rows.completions import Completions
 from geomcallbacks.behaviour.rows.token_ids import check_unchanged
 from geomcallbacks.running.files import replace_file
@@ -29,7 +30,7 @@ from geomcallbacks.statistics import spearman, spearman_interval
 _FORMAT = "geomcallbacks.memorisation.v1"
 
 
-class Memorisation:
+class Memorisation(Dealt):
     """Spearman's ρ between a model's and an ∞-gram model's log-likelihoods of fixed answers.
 
     | key | |
@@ -87,10 +88,13 @@ class Memorisation:
         """Raise ``ValueError`` where the rows do not fit the model."""
         check_tokens(model, "answers", self._kept.max_token_id, self._kept.max_tokens)
 
-    def __call__(self, model: nn.Module) -> dict[str, float]:
-        """`rho`, `n`, `low` and `high`. See `completion_logprobs` for what is raised."""
-        logprob_n, _ = completion_logprobs(model, self._kept, self.batch_size)
-        rho = spearman(logprob_n.numpy(), self.ngram_n[~np.isnan(self.ngram_n)])
+    def part(self, model: nn.Module, index: int = 0, count: int = 1) -> Tensor:
+        """Log-probability of each answer that is kept. See `completion_logprobs` for what is raised."""
+        return logprobs_part(model, self._kept, self.batch_size, index, count)
+
+    def numbers(self, whole_s: Tensor) -> dict[str, float]:
+        """`rho`, `n`, `low` and `high`."""
+        rho = spearman(whole_s.numpy(), self.ngram_n[~np.isnan(self.ngram_n)])
         low, high = spearman_interval(rho, len(self._kept))
         return {"rho": rho, "n": float(len(self._kept)), "low": low, "high": high}
 
@@ -133,8 +137,8 @@ class Memorisation:
 
 def _flat(name: str, rows: Sequence[Sequence[float]], dtype: torch.dtype) -> dict[str, Tensor]:
     """Rows of differing length as one tensor and their lengths."""
-    values = torch.tensor([value for row in rows for value in row], dtype=dtype)
-    return {name: values, f"{name}_lengths": torch.tensor([len(row) for row in rows])}
+    values = torch.tensor([value for row in rows for value in row], dtype=dtype, device="cpu")
+    return {name: values, f"{name}_lengths": torch.tensor([len(row) for row in rows], dtype=torch.int64, device="cpu")}
 
 
 def _rows(file: Any, name: str) -> list[list[Any]]:

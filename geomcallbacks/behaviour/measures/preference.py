@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from geomcallbacks.behaviour.arguments import check_equal_lengths, check_positive, check_type
+from geomcallbacks.behaviour.dealing import Dealt
 from geomcallbacks.behaviour.evaluating import check_tokens
-from geomcallbacks.behaviour.measures.loss import completion_logprobs
+from geomcallbacks.behaviour.measures.loss import logprobs_part, tokens_of
 from geomcallbacks.behaviour.rows.completions import Completions
 
 Pair = tuple[Tensor, Tensor]
@@ -48,7 +50,7 @@ def preference(
     return scores
 
 
-class PreferenceScore:
+class PreferenceScore(Dealt):
     """How a model ranks fixed pairs of completions; see `preference` for the numbers.
 
     Args:
@@ -85,7 +87,7 @@ class PreferenceScore:
         self.reference: Pair | None = None
         if reference is not None:
             check_type("reference", reference, nn.Module)
-            (chosen_n, _), (rejected_n, _) = self._logprobs(reference)
+            chosen_n, rejected_n = self.part(reference).chunk(2)
             self.reference = chosen_n, rejected_n
 
     def check(self, model: nn.Module) -> None:
@@ -93,14 +95,15 @@ class PreferenceScore:
         for name, rows in (("chosen completions", self.chosen), ("rejected completions", self.rejected)):
             check_tokens(model, name, rows.max_token_id, rows.max_tokens)
 
-    def __call__(self, model: nn.Module) -> dict[str, float]:
-        """The scores of `preference`. See `completion_logprobs` for what is raised."""
-        (chosen_n, chosen_tokens_n), (rejected_n, rejected_tokens_n) = self._logprobs(model)
-        return preference(chosen_n, rejected_n, chosen_tokens_n, rejected_tokens_n, self.reference)
+    def part(self, model: nn.Module, index: int = 0, count: int = 1) -> Tensor:
+        """Log-probabilities (2n,) of the chosen, then of the rejected completions; see `completion_logprobs`."""
+        pair = (self.chosen, self.rejected)
+        return torch.cat([logprobs_part(model, rows, self.batch_size, index, count) for rows in pair])
 
-    def _logprobs(self, model: nn.Module) -> list[Pair]:
-        """What `completion_logprobs` returns for chosen and for rejected."""
-        return [completion_logprobs(model, rows, self.batch_size) for rows in (self.chosen, self.rejected)]
+    def numbers(self, whole_s: Tensor) -> dict[str, float]:
+        """The scores of `preference`."""
+        chosen_n, rejected_n = whole_s.chunk(2)
+        return preference(chosen_n, rejected_n, tokens_of(self.chosen), tokens_of(self.rejected), self.reference)
 
 
 def _accuracy(difference_n: Tensor) -> float:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from geomcallbacks.behaviour.arguments import check_equal_lengths, check_positive, check_type
+from geomcallbacks.behaviour.dealing import Dealt
 from geomcallbacks.behaviour.evaluating import check_tokens
 from geomcallbacks.behaviour.logprobs import TargetBatch, summed_logprobs
 from geomcallbacks.behaviour.rows.counts import checked_counts
@@ -17,7 +18,7 @@ from geomcallbacks.behaviour.rows.token_ids import fingerprint_of
 from geomcallbacks.probe import ProbeSet
 
 
-class FrequencyLoss:
+class FrequencyLoss(Dealt):
     """Loss on held-out rows in nats per token, by the training frequency of the token that is predicted.
 
     Every token of a row but its first is predicted from those before it. Bands are cut by the count of the token
@@ -58,10 +59,14 @@ class FrequencyLoss:
         """Raise ``ValueError`` where the rows do not fit the model."""
         check_tokens(model, "rows", self.rows.max_token_id, self.rows.max_tokens)
 
-    def __call__(self, model: nn.Module) -> dict[str, float]:
-        """`band_1` (the most frequent tokens), `band_2`, …: nats per token, float64 sums of float32 log-softmax."""
+    def part(self, model: nn.Module, index: int = 0, count: int = 1) -> Tensor:
+        """Log-probability of all tokens of each band: float64 sums of float32 log-softmax."""
         self.check(model)
-        losses = -summed_logprobs(model, self._batches(), self.bands) / torch.tensor(self.tokens)
+        return summed_logprobs(model, self._batches(), self.bands, index, count)
+
+    def numbers(self, whole_s: Tensor) -> dict[str, float]:
+        """`band_1` (the most frequent tokens), `band_2`, …: nats per token."""
+        losses = -whole_s / torch.tensor(self.tokens, device="cpu")
         return {f"band_{band}": float(loss) for band, loss in enumerate(losses, start=1)}
 
     def _batches(self) -> Iterator[TargetBatch]:
@@ -133,7 +138,7 @@ def learned_at(
 
 def _targets(ids_bt: Tensor, lengths_b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Every real token (m,) but the first of its row: its row, the position that predicts it, and its id."""
-    predicted_bt = torch.arange(1, ids_bt.shape[1]) < lengths_b[:, None]
+    predicted_bt = torch.arange(1, ids_bt.shape[1], device="cpu") < lengths_b[:, None]
     row_m, position_m = predicted_bt.nonzero(as_tuple=True)
     return row_m, position_m, ids_bt[row_m, position_m + 1]
 

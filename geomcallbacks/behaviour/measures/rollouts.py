@@ -9,19 +9,29 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from geomcallbacks.behaviour.arguments import check_texts, check_type
+from geomcallbacks.behaviour.dealing import Dealt
 from geomcallbacks.behaviour.rows.token_ids import encode_prompts
 from geomcallbacks.behaviour.sampling import diversity
-from geomcallbacks.behaviour.sampling.draw import Rollouts, check_prompts, check_sampling, sample
+from geomcallbacks.behaviour.sampling.draw import (
+    Rollouts,
+    check_prompts,
+    check_sampling,
+    drawn_tokens,
+    repeated_prompts,
+    rollouts_of,
+    sample,
+)
 from geomcallbacks.behaviour.sampling.passk import pass_at_k_curve
 
 _SELF_BLEU_PROMPTS = 16
 
 
 @dataclass(eq=False)
-class RolloutScore:
+class RolloutScore(Dealt):
     """Samples completions of fixed prompts and scores them.
 
     | key | of the completions |
@@ -90,9 +100,21 @@ class RolloutScore:
         """Completions of the prompts; see `sample`."""
         return sample(model, self.tokenizer, self.prompts, **self._sampling)
 
-    def __call__(self, model: nn.Module) -> dict[str, float]:
-        """Sample, and score by `evaluate`."""
-        return self.evaluate(self.sample(model))
+    def part(self, model: nn.Module, index: int = 0, count: int = 1) -> Tensor:
+        """Sample; the completions' tokens, each number one higher: 0 stands where a completion has ended."""
+        how = {name: value for name, value in self._sampling.items() if name != "samples"}
+        prompt_ids = repeated_prompts(self.prompts, self.tokenizer, self.samples)
+        drawn = drawn_tokens(model, self.tokenizer, prompt_ids, **how, index=index, count=count)
+        token_rt = torch.zeros(len(drawn), self.max_new_tokens, dtype=torch.int64, device="cpu")
+        for row, tokens in enumerate(drawn):
+            token_rt[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.int64, device="cpu") + 1
+        return token_rt.flatten()
+
+    def numbers(self, whole_s: Tensor) -> dict[str, float]:
+        """Score by `evaluate` what all parts have sampled."""
+        prompt_ids = repeated_prompts(self.prompts, self.tokenizer, self.samples)
+        drawn = [[token - 1 for token in row if token > 0] for row in whole_s.view(len(prompt_ids), -1).tolist()]
+        return self.evaluate(rollouts_of(self.prompts, self.samples, prompt_ids, drawn, self.tokenizer))
 
     def evaluate(self, rollouts: Rollouts) -> dict[str, float]:
         """The scores of given completions of the prompts.
