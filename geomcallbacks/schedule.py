@@ -20,7 +20,8 @@ class Schedule:
         budget: share of the projected training time that the measurements outside `at`, the first and the last may
             take, such as 0.01. Half of it may be spent at once, so that the beginning is measured densely; the other
             half comes evenly over the run, so that its later part is thinned out and not left out. What is skipped
-            stands in the record file. None: no bound.
+            stands in the record file. A process's first measurement, which warms up, says nothing of the cost: a second
+            is taken to learn it. None: no bound.
 
     Raises:
         ValueError: a value is out of its range.

@@ -23,6 +23,7 @@ from geomcallbacks.adapters.siblings import calling_handler
 from geomcallbacks.adapters.tracker import Row
 from geomcallbacks.reading.weights import held_by_optimizers
 from geomcallbacks.running.messages import show
+from geomcallbacks.running.processes import announce
 
 
 class MonitorCallback(Monitored, TrainerCallback):
@@ -39,6 +40,10 @@ class MonitorCallback(Monitored, TrainerCallback):
     def __getstate__(self) -> dict[str, Any]:
         """Leave the Trainer's other callbacks behind, and what is of a run."""
         return vars(self) | {"_siblings": (), "_latest": None, "_held": None}
+
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Let the other processes know of us: other callbacks may keep one from training for a while."""
+        announce()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -17,6 +17,7 @@ from geomcallbacks.adapters.readers import keys_read, reads_now
 from geomcallbacks.adapters.tracker import Row, wandb_histograms
 from geomcallbacks.reading.weights import average, held_by_optimizers, same_weights
 from geomcallbacks.running.messages import show
+from geomcallbacks.running.processes import announce
 
 
 class MonitorCallback(Monitored, L.Callback):
@@ -34,6 +35,10 @@ class MonitorCallback(Monitored, L.Callback):
     def __getstate__(self) -> dict[str, Any]:
         """Leave behind the module's functions that Lightning hangs onto every callback, and with them the model."""
         return {name: value for name, value in vars(self).items() if name not in ("log", "log_dict")}
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Let the other processes know of us: other callbacks may keep one from training for a while."""
+        announce()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Check arguments and model, and measure update 0, or that of a checkpoint whose measurement is missing."""

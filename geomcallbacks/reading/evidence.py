@@ -66,7 +66,7 @@ def watch(root: nn.Module, call: Callable[[], Any], input_ids_bt: Tensor, head: 
             hidden = states_in(value)
             if hidden is not None and hidden.ndim >= 2:
                 entered.append((name, module, _last(hidden)))
-        elif head is None and isinstance(module, nn.Embedding) and torch.equal(torch.as_tensor(value), input_ids_bt):
+        elif head is None and isinstance(module, nn.Embedding) and _equal(value, input_ids_bt):
             vocabulary.add(module.num_embeddings)
 
     def end(name: str, output: Any) -> None:
@@ -95,6 +95,10 @@ def same(left_d: Tensor, right_d: Tensor) -> bool:
     if left_d.shape != right_d.shape:
         return False
     return torch.allclose(left_d.to(right_d), right_d, rtol=0.0, atol=0.0, equal_nan=True)
+
+
+def _equal(value: Any, ids_bt: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.device == ids_bt.device and torch.equal(value, ids_bt)
 
 
 def _keep(seen: Evidence, place: Place, value: Any, shape: tuple[int, ...]) -> None:

@@ -43,12 +43,12 @@ def feature_places(lengths_b: Tensor, positions: Positions) -> tuple[Tensor, Ten
         positions: any but "mean", whose feature stands at no position.
     """
     if positions == "all":
-        row = torch.arange(len(lengths_b)).repeat_interleave(lengths_b - 1)
-        return row, torch.cat([torch.arange(1, int(length)) for length in lengths_b])
+        row = torch.arange(len(lengths_b), device="cpu").repeat_interleave(lengths_b - 1)
+        return row, torch.cat([torch.arange(1, int(length), device="cpu") for length in lengths_b])
     k = positions if isinstance(positions, int) else 1
-    j = torch.arange(1, k + 1)
+    j = torch.arange(1, k + 1, device="cpu")
     place_bk = (lengths_b[:, None] * j + k - 1) // k - 1  # ⌈L·j/k⌉ − 1
-    return torch.arange(len(lengths_b)).repeat_interleave(k), place_bk.flatten()
+    return torch.arange(len(lengths_b), device="cpu").repeat_interleave(k), place_bk.flatten()
 
 
 def pick_positions(batch: ProbeBatch, positions: Positions, device: torch.device) -> Callable[[Tensor], Tensor]:

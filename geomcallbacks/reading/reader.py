@@ -229,8 +229,8 @@ class Reader:
 
 def _cut(batch: ProbeBatch, length: int, width: int) -> ProbeBatch:
     """Return so many tokens of the first row of a batch, padded to a width."""
-    ids_1t = batch.input_ids_bt[:1, :width] * (torch.arange(width) < length)
-    return ProbeBatch(batch.rows_b[:1], ids_1t, torch.tensor([length]))
+    ids_1t = batch.input_ids_bt[:1, :width] * (torch.arange(width, device="cpu") < length)
+    return ProbeBatch(batch.rows_b[:1], ids_1t, torch.tensor([length], device="cpu"))
 
 
 def _shown(found: list[Proven], states: dict[str, Tensor]) -> bool:
