@@ -44,9 +44,10 @@ def test_the_top_of_the_recipes_shows_what_can_be_run() -> None:
 
 
 def test_a_measurement_goes_down_one_stairway(tmp_path: Path) -> None:
-    """The one thing that is asked on the way, between batches, is whether the process has been told to end."""
+    """What is asked on the way: between batches whether the process is to end, of each layer what it computes in."""
     files, climbs = on_its_way_to_wandb(tmp_path)
     assert files[0] == "geomcallbacks.adapters.hf"
     assert files[-1] == "geomcallbacks.adapters.integrations"
     assert len(files) <= 27
-    assert {climb.partition(" -> ")[2] for climb in climbs} <= {"geomcallbacks.adapters.hf._is_ending"}
+    asked = {"geomcallbacks.adapters.hf._is_ending", "geomcallbacks.reading.rounding.note"}
+    assert {climb.partition(" -> ")[2] for climb in climbs} <= asked
