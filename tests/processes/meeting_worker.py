@@ -25,7 +25,7 @@ from geomcallbacks import GeometryMonitor, Schedule
 from geomcallbacks.behaviour import BehaviourMonitor
 from geomcallbacks.running import processes
 
-TIMEOUT = 6.0  # of the group
+TIMEOUT = 4.0  # of the group
 EVERY = Schedule(every=1, per_decade=0, budget=None)
 
 

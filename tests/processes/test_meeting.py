@@ -11,7 +11,7 @@ from processes import meeting_worker as worker
 Found = list[dict[str, Any]]
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=[pytest.mark.slow, pytest.mark.fault])])
 def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Found:
     """What each of the processes found."""
     folder = tmp_path_factory.mktemp("meeting")
