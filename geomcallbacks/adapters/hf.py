@@ -60,7 +60,6 @@ class MonitorCallback(Monitored, TrainerCallback):
         # Trainer has run out of memory, and begins again with a smaller batch.
         again = args.auto_find_batch_size and self.monitor.running and state.global_step == 0
         known = state.stateful_callbacks.get(self._state_key) if state.global_step > 0 else None  # of a resumed run
-        trial = {"name": state.trial_name, "params": state.trial_params} if state.is_hyper_param_search else None
         with _autocast(args):
             self.monitor.start(
                 kwargs["model"],
@@ -71,7 +70,7 @@ class MonitorCallback(Monitored, TrainerCallback):
                 state={"step": state.global_step} | known["attributes"] if known else None,
                 again=again,
                 driven=True,
-                header={} if trial is None else {"trial": trial},
+                header=_trial_of(state),
                 weights=partial(held_by_optimizers, [kwargs.get("optimizer")]),
             )
         self._refuse_shared_keys(self._siblings)
@@ -204,6 +203,16 @@ class MonitorCallback(Monitored, TrainerCallback):
         if any(manager is not None and manager.is_checkpoint_requested for manager in managers):
             self._stopped_by_signal = True
         return self._stopped_by_signal
+
+
+def _trial_of(state: TrainerState) -> dict[str, Any]:
+    """Return which trial of a hyper-parameter search this run is, in what JSON holds."""
+    if not state.is_hyper_param_search:
+        return {}
+    params = {
+        key: value if isinstance(value, int | str) else str(value) for key, value in (state.trial_params or {}).items()
+    }
+    return {"trial": {"name": str(state.trial_name), "params": params}}
 
 
 def _move_ahead(callbacks: list[TrainerCallback], own: TrainerCallback) -> None:

@@ -211,13 +211,15 @@ def test_a_trial_of_a_search_is_named_in_its_header(tmp_path: Path) -> None:
 
     class Search(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            state.is_hyper_param_search, state.trial_name, state.trial_params = True, "run-3", {"learning_rate": 0.1}
+            params = {"learning_rate": float("nan"), "layers": 2, "kind": torch.float16}  # what JSON does not hold
+            state.is_hyper_param_search, state.trial_name, state.trial_params = True, "run-3", params
             begin(self, args, state, control, **kwargs)
 
     made.callback_handler.callbacks.insert(0, Search())
     made.train()
     header = read_lines(tmp_path / "geometry.jsonl")[0]
-    assert header["trial"] == {"name": "run-3", "params": {"learning_rate": 0.1}}
+    params = {"learning_rate": "nan", "layers": 2, "kind": "torch.float16"}
+    assert header["trial"] == {"name": "run-3", "params": params}
 
 
 def test_a_push_to_the_hub_leaves_held_out_text_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
