@@ -29,6 +29,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import TrainerCallback
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl_trainers import MAKERS
 
 from geomcallbacks import Schedule, hf, lightning, read_records
@@ -170,6 +171,7 @@ def train(name: str, folder: Path, ours: list[Any]) -> Seen:
         changes = dict(
             max_steps=3, learning_rate=5e-3, gradient_checkpointing=who == "SFTTrainer", bf16=bool(precision)
         )
+        unset_hf_deepspeed_config()  # of the run before, which would make this one's model in its precision
         make = {"Trainer": make_trainer, **MAKERS}[who]
         trainer = make(folder, [*ours, Keeper(seen)], tiny.model("olmo2"), **changes)
         seen.watch(trainer.model)
