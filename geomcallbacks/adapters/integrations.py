@@ -25,8 +25,14 @@ def deliver(
 
     Where there are no callbacks, since a loop of one's own calls ours, W&B's open run is known all the same.
     """
-    if not trackers and "wandb" in (args.report_to or ()):
-        _submit_to_wandb(row, state.global_step, queue)
+    if not trackers:
+        if "wandb" in (named := args.report_to or ()):
+            _submit_to_wandb(row, state.global_step, queue)
+        if others := sorted({*named} - {"wandb", "none"}):
+            text = (
+                f"no Trainer calls this callback, so that {', '.join(others)} get no rows of geometry: log the records"
+            )
+            queue.warn("no trainer", text)
     served: set[Any] = set()
     for tracker in trackers:
         kind = next((kind for kind in INTEGRATION_TO_CALLBACK.values() if isinstance(tracker, kind)), None)

@@ -94,12 +94,15 @@ class TrackerQueue:
 
     Args:
         size: calls that may wait.
+
+    Attributes:
+        warn: gives each warning once.
     """
 
     def __init__(self, size: int = 256) -> None:
         self._queue: queue.Queue[tuple[str, Callable[[], None]] | None] = queue.Queue(size)
         self._thread: threading.Thread | None = None
-        self._warn = WarnOnce()
+        self.warn = WarnOnce()
         self._stuck = False
         weakref.finalize(self, _stop, self._queue)  # a run that ends without its last hook
 
@@ -110,7 +113,7 @@ class TrackerQueue:
     def submit(self, tracker: str, call: Callable[[], None]) -> None:
         """Have `call` made soon; return at once. `tracker` is its name in a warning."""
         if self._thread is None:
-            work = (self._queue, self._warn)  # not this object: the thread ends with it
+            work = (self._queue, self.warn)  # not this object: the thread ends with it
             self._thread = threading.Thread(target=_work, args=work, name="geomcallbacks-trackers", daemon=True)
             self._thread.start()
         try:
@@ -118,11 +121,11 @@ class TrackerQueue:
             self._queue.put_nowait((tracker, lambda: context.run(call)))
         except queue.Full:
             message = f"{tracker}: rows of geometry are dropped, because the tracker does not take them fast enough"
-            self._warn(f"{tracker} full", message)
+            self.warn(f"{tracker} full", message)
 
     def call(self, tracker: str, call: Callable[[], None]) -> None:
         """Make `call` here and now, for a tracker that knows one thread only; a failure costs one warning."""
-        _make(tracker, call, self._warn)
+        _make(tracker, call, self.warn)
 
     def flush(self, timeout: float = 10.0) -> None:
         """Wait until all calls are made, but no longer than `timeout` seconds, and only once so long; then warn."""
@@ -132,7 +135,7 @@ class TrackerQueue:
         self._stuck = self._queue.unfinished_tasks > 0
         if self._stuck:
             waiting = self._queue.unfinished_tasks
-            self._warn("stuck", f"a tracker has not taken {waiting} rows of geometry in {timeout:g} s")
+            self.warn("stuck", f"a tracker has not taken {waiting} rows of geometry in {timeout:g} s")
 
     def close(self) -> None:
         """Flush, and let the thread end; a later call begins another."""

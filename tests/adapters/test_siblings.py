@@ -170,9 +170,11 @@ def test_hooks_called_without_a_trainer_reach_wandb(
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     wandb.teardown()
     run = wandb.init(project="x", dir=str(tmp_path))
-    args = TrainingArguments(str(tmp_path), report_to=["wandb"], use_cpu=True)
+    args = TrainingArguments(str(tmp_path), report_to=["wandb", "tensorboard"], use_cpu=True)
     watch, model, state, control = geometry(), tiny.model(), TrainerState(max_steps=4), TrainerControl()
     watch.on_train_begin(args, state, control, model=model)
+    with pytest.warns(UserWarning, match="tensorboard get no rows"):
+        watch.on_epoch_begin(args, state, control, model=model)
     for update in range(1, 5):
         loss_of(model, tiny.rows(2)).backward()
         run.log({"train/loss": 1.0, "train/global_step": update})
