@@ -38,15 +38,24 @@ class Monitored:
                     remedy = "name their probes or measures differently, such as probe={'web': probe}"
                     raise ValueError(f"two callbacks log under {shared[0]!r}: {remedy}")
 
-    def _refuse_unknown(self, argument: str, key: str | None) -> None:
-        """Raise ``ValueError`` where a framework is told to watch a key of ours that there is not."""
-        if key is None:
-            return
+    def _logs(self, key: str) -> bool:
+        """Whether a key is one of this callback's."""
         prefix, _, name = key.rpartition("/")
-        known = self.monitor.prefixes
-        if prefix not in known or (self.monitor.names and name not in self.monitor.names):
-            there = ", ".join(f"{one}/{name}" for one in known for name in (self.monitor.names or ("…",))[:4])
-            raise ValueError(f"{argument}={key!r} is none of what is logged: give one such as {there}")
+        return prefix in self.monitor.prefixes and (not self.monitor.names or name in self.monitor.names)
+
+    def _refuse_unknown(self, argument: str, key: str, others: Iterable[Any]) -> None:
+        """Raise ``ValueError`` where a framework is told to watch a key that looks like ours and is nobody's.
+
+        Of several callbacks the last to begin decides: by then the keys of all are known.
+        """
+        alike = (other for other in others if isinstance(other, Monitored) and other._prefix == self._prefix)
+        all_of_us = [self, *(other for other in alike if other is not self)]
+        if not key.startswith(self._prefix) or not all(each.monitor.running for each in all_of_us):
+            return
+        if not any(each._logs(key) for each in all_of_us):
+            monitors = [each.monitor for each in all_of_us]
+            there = [f"{one}/{name}" for m in monitors for one in m.prefixes for name in (m.names or ("…",))[:4]]
+            raise ValueError(f"{argument}={key!r} is none of what is logged: give one such as {', '.join(there)}")
 
 
 class GeometryArguments(Monitored):

@@ -35,6 +35,8 @@ class MonitorCallback(Monitored, TrainerCallback):
     _siblings: Sequence[TrainerCallback] = ()
     _stopped_by_signal = False
     _latest: tuple[int, Row] | None = None  # the row of the latest measurement, and its update
+    _evaluated = -1, ""  # an update, and which of several data sets was evaluated first then
+    _batch_size = 0  # with which the run has begun
     _held: tuple[int, Row] | None = None  # a row from before training, for trackers that open in a hook behind ours
 
     def __getstate__(self) -> dict[str, Any]:
@@ -53,12 +55,12 @@ class MonitorCallback(Monitored, TrainerCallback):
             raise ValueError("on_train_begin was called without model=: pass the model, as transformers.Trainer does")
         handler = calling_handler()
         self._siblings = () if handler is None else list(handler.callbacks)
-        self._stopped_by_signal, self._latest, self._held = False, None, None
+        self._stopped_by_signal, self._latest, self._held, self._evaluated = False, None, None, (-1, "")
         self._check_siblings()
-        if self._watched(args) and handler is not None:
-            _move_ahead(handler.callbacks, self)
         # Trainer has run out of memory, and begins again with a smaller batch.
-        again = args.auto_find_batch_size and self.monitor.running and state.global_step == 0
+        smaller = (state.train_batch_size or 0) < self._batch_size  # else an interrupted run, and then another one
+        again = args.auto_find_batch_size and smaller and self.monitor.running and state.global_step == 0
+        self._batch_size = state.train_batch_size or 0
         known = state.stateful_callbacks.get(self._state_key) if state.global_step > 0 else None  # of a resumed run
         with _autocast(args):
             self.monitor.start(
@@ -74,7 +76,9 @@ class MonitorCallback(Monitored, TrainerCallback):
                 weights=partial(held_by_optimizers, [kwargs.get("optimizer")]),
             )
         self._refuse_shared_keys(self._siblings)
-        self._refuse_unknown("metric_for_best_model", self._watched(args))
+        self._refuse_unknown("metric_for_best_model", _best_by(args), self._siblings)
+        if self._watched(args) and handler is not None:
+            _move_ahead(handler.callbacks, self)
         self._measure_if_due(args, state, control, kwargs["model"], hold=True)
 
     def on_epoch_begin(
@@ -85,6 +89,8 @@ class MonitorCallback(Monitored, TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Measure, if it is due after this update."""
+        if not self.monitor.running:  # added to a run, or called by another Trainer's in between
+            self.on_train_begin(args, state, control, **kwargs)
         # Trainer tells nobody of SIGTERM: with `enable_jit_checkpoint` it saves, and stops before the last update.
         stops_early = control.should_training_stop and state.global_step < state.max_steps
         if stops_early and any(getattr(sibling, "jit_manager", None) for sibling in self._siblings):
@@ -113,6 +119,13 @@ class MonitorCallback(Monitored, TrainerCallback):
         wanted = self._watched(args)
         if metrics is None or wanted is None or not self.monitor.running:
             return
+        # As with a loss, one of several data sets decides: EarlyStoppingCallback would count each of them.
+        among = next((key.removesuffix("_runtime") for key in metrics if key.endswith("_runtime")), "eval")
+        if among != "eval":
+            first = self._evaluated[1] if self._evaluated[0] == state.global_step else among
+            if not among.startswith("eval_") or among != first:
+                return
+            self._evaluated = state.global_step, among
         if self._latest is None or self._latest[0] != state.global_step:
             with _autocast(args):
                 found = self.monitor.measure(kwargs["model"], state.global_step)
@@ -182,8 +195,7 @@ class MonitorCallback(Monitored, TrainerCallback):
 
     def _watched(self, args: TrainingArguments) -> str | None:
         """Return the number of ours by which Trainer chooses its best model, or EarlyStoppingCallback stops."""
-        wanted = (args.metric_for_best_model or "").removeprefix("eval_")
-        return wanted if wanted.startswith(self._prefix) else None
+        return wanted if self._logs(wanted := _best_by(args)) else None
 
     def _check_siblings(self) -> None:
         for other in self._siblings:
@@ -213,6 +225,10 @@ def _trial_of(state: TrainerState) -> dict[str, Any]:
         key: value if isinstance(value, int | str) else str(value) for key, value in (state.trial_params or {}).items()
     }
     return {"trial": {"name": str(state.trial_name), "params": params}}
+
+
+def _best_by(args: TrainingArguments) -> str:
+    return (args.metric_for_best_model or "").removeprefix("eval_")
 
 
 def _move_ahead(callbacks: list[TrainerCallback], own: TrainerCallback) -> None:

@@ -60,7 +60,7 @@ class MonitorCallback(Monitored, L.Callback):
             )
         self._refuse_shared_keys(trainer.callbacks)
         for reader, key in keys_read(trainer, self._prefix):
-            self._refuse_unknown(reader, key)
+            self._refuse_unknown(reader, key, trainer.callbacks)
         self._measure_if_due(trainer, pl_module)
 
     def on_train_batch_end(
@@ -81,6 +81,11 @@ class MonitorCallback(Monitored, L.Callback):
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure what is read when validation ends."""
         if self.monitor.running and not trainer.sanity_checking and any(keys_read(trainer, self._prefix)):
+            self._measure_for_readers(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Measure what is read when the epoch ends, also by a callback behind ours that has stopped it early."""
+        if any(keys_read(trainer, self._prefix)):
             self._measure_for_readers(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -242,3 +242,62 @@ def test_a_push_to_the_hub_leaves_held_out_text_here(tmp_path: Path, monkeypatch
     assert not [file for file in pushed if "probes" in file]
     assert "geometry.jsonl" in pushed
     assert json.loads((tmp_path / "geometry.jsonl").read_text().splitlines()[0])["probes"]
+
+
+# --- callbacks that come, go and share ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_one_of_two_callbacks_chooses_the_best_model(turn: int, tmp_path: Path) -> None:
+    other = geometry(probe={"other": tiny.probe(seed=9)}, path=tmp_path / "other.jsonl")
+    values, pair = Values(), [geometry(probe={"own": tiny.probe()}), other][::turn]
+    made = make_trainer(tmp_path, [values, *pair], **EVALUATED, metric_for_best_model="geometry/own/rankme")
+    made.train()
+    assert made.state.best_metric == pytest.approx(max(values.found.values()), rel=1e-12)
+    wrong = make_trainer(tmp_path, pair, **EVALUATED, metric_for_best_model="geometry/web/rankme")
+    with pytest.raises(
+        ValueError, match=r"none of what is logged: .*geometry/(own/.*geometry/other|other/.*geometry/own)"
+    ):
+        wrong.train()
+
+
+def test_several_data_sets_of_one_evaluation_count_once(tmp_path: Path) -> None:
+    """As they do where a loss decides: patience is not used up by each of them."""
+    counted = {}
+
+    class Counts(EarlyStoppingCallback):
+        def on_evaluate(self, args: Any, state: Any, *rest: Any, **kwargs: Any) -> None:
+            before = self.early_stopping_patience_counter
+            super().on_evaluate(args, state, *rest, **kwargs)
+            counted.setdefault(state.global_step, []).append(self.early_stopping_patience_counter - before)
+
+    settings = EVALUATED | {"load_best_model_at_end": True, "metric_for_best_model": "geometry/rankme", "max_steps": 8}
+    made = make_trainer(tmp_path, [geometry(), Counts(3)], **settings)
+    made.eval_dataset = {"one": made.eval_dataset, "two": made.train_dataset}
+    made.train()
+    assert max(map(sum, counted.values())) == 1
+    assert {len(each) for each in counted.values()} == {2}
+
+
+def test_a_callback_that_is_added_to_a_run_has_a_file(tmp_path: Path) -> None:
+    class Adds(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 1:
+                made.add_callback(geometry(schedule=EACH))
+
+    made = make_trainer(tmp_path, [Adds()])
+    made.train()
+    assert steps(tmp_path / "geometry.jsonl") == [2, 3, 4]
+
+
+def test_a_callback_that_two_trainers_call_in_turn_keeps_their_files_apart(tmp_path: Path) -> None:
+    shared = geometry(schedule=EACH)
+
+    class Between(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 2:
+                make_trainer(tmp_path / "inner", [shared], max_steps=3).train()
+
+    make_trainer(tmp_path / "outer", [shared, Between()]).train()
+    assert steps(tmp_path / "outer" / "geometry.jsonl") == [0, 1, 2, 3, 4]
+    assert steps(tmp_path / "inner" / "geometry.jsonl") == [0, 1, 2, 3]
