@@ -196,8 +196,15 @@ def _append(file: Any, data: bytes) -> None:
 
 
 def _line(line: Mapping[str, Any]) -> bytes:
-    text = json.dumps(line, allow_nan=False, ensure_ascii=False) + "\n"
+    text = json.dumps(line, allow_nan=False, ensure_ascii=False, default=_plain) + "\n"
     return text.encode("utf-8", "replace")  # half of a surrogate pair, in the words of an error
+
+
+def _plain(value: Any) -> Any:
+    """Return NumPy's numbers and tensors, as settings may hold them, in what JSON knows."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
 def _is_torn(path: Path) -> bool:

@@ -15,6 +15,15 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
+def place_of(path: str | Path | None) -> Path | None:
+    """Return where a record file is to be; None where none is asked for. Raise ``ValueError`` for a folder."""
+    place = None if path is None else Path(path).expanduser()
+    if place is not None and place.is_dir():
+        example = str(place / "geometry.jsonl")
+        raise ValueError(f"path={str(path)!r} is a folder: give a file, such as {example!r}")
+    return place
+
+
 class RunFile:
     """A record file, or none: none was asked for, this is not the first rank, or it cannot be opened.
 

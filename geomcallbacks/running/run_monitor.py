@@ -20,7 +20,7 @@ from geomcallbacks.running.budget import Budget
 from geomcallbacks.running.messages import OnError, WarnOnce, reason_of
 from geomcallbacks.running.record_writer import RecordWriter
 from geomcallbacks.running.run import ALIKE, Run
-from geomcallbacks.running.run_file import RunFile
+from geomcallbacks.running.run_file import RunFile, place_of
 from geomcallbacks.schedule import Schedule
 
 #: Whether the budget had a say in a measurement that is due.
@@ -52,7 +52,7 @@ class RunMonitor(ABC):
         if total_steps is not None and total_steps < 0:
             raise ValueError(f"total_steps={total_steps}: give the number of updates of the run, or None")
         self.schedule, self.on_error, self.total_steps = schedule, on_error, total_steps
-        self.path = self.record_path = None if path is None else Path(path).expanduser()
+        self.path = self.record_path = place_of(path)
         self.failed: dict[str, str] = {}
         self._run: Run | None = None
         self._state: dict[str, Any] = {}  # of the run before `start` or after `close`
@@ -148,7 +148,7 @@ class RunMonitor(ABC):
         Raises:
             ValueError: the model and the arguments do not fit, or the checkpoint's run was measured otherwise.
         """
-        before = self._run if again else None
+        step, before = int(step), self._run if again else None
         self.close()
         if state is not None:
             self.load_state_dict(state)
@@ -165,7 +165,7 @@ class RunMonitor(ABC):
         with processes.alive(), processes.refusing_together(device):
             problem = self._try(model)
         run_id = known.get("run_id") if before is None else before.file.run_id
-        place = self.path or (None if path is None else Path(path).expanduser())
+        place = self.path or place_of(path)
         file.open(place, step, {**self._whole_header(run), **(header or {})}, run_id, self.resumed_file)
         self._run, self._resumes, self.record_path = run, False, file.path
         if problem is not None:
@@ -186,15 +186,14 @@ class RunMonitor(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain numbers and strings for a checkpoint: its update, its record file, what of a budget is spent."""
-        run = self._run
-        if run is None or self._resumes:
+        if (run := self._run) is None or self._resumes:
             return {"step": 0, "measured": None, "run_id": None, "file": None} | self._state
         file = None if run.file.path is None else str(run.file.path.resolve())
         state: dict[str, Any] = {"step": run.step, "measured": run.settled, "run_id": run.file.run_id, "file": file}
         return state if run.budget is None else state | {"spent": run.budget.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint at the next start: record file and budget are continued, not begun anew."""
+        """Go on from a checkpoint at the next start or step: record file and budget are continued, not begun anew."""
         self._state, self._resumes = dict(state), True
 
     def close(self) -> None:
@@ -243,11 +242,17 @@ class RunMonitor(ABC):
     def _run_of(self, model: nn.Module, step: int) -> Run:
         """Return the run, and begin it where nobody has: before `step`, its first update.
 
-        A checkpoint whose state was taken before the monitor's step of the same update does not know of that.
+        A state taken before the monitor's step of the same update does not know of that. One that was loaded into an
+        open run leads it back, or, where it is of the present update, changes nothing.
         """
-        if self._run is None:
-            self.start(model, step=max(self.resumed_from, step - 1) if self._resumes else 0)
-            assert self._run is not None
+        begin = max(self.resumed_from, step - 1) if self._resumes else 0
+        if (run := self._run) is None:
+            self.start(model, step=begin)
+        elif self._resumes and self.resumed_from != run.step:
+            same = {name: getattr(run, name) for name in ("total_steps", "ending", "driven", "weights")}
+            self.start(model, step=begin, path=run.file.path, again=begin == 0, **same)
+        self._resumes = False
+        assert self._run is not None
         return self._run
 
     @contextmanager

@@ -15,7 +15,12 @@ import pytest
 import tiny
 import torch
 from drives import EACH, FAR, MEASURED, Module, batches, each_checkpoint, fit, steps, watcher
-from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    ModelCheckpoint,
+)
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.tuner import Tuner
 
@@ -76,6 +81,31 @@ def test_early_stopping_reads_the_present_weights(first: str, tmp_path: Path) ->
     fit(tmp_path, pair if first == "ours" else pair[::-1], Validated(), max_steps=-1, max_epochs=6)
     assert len(seen) >= 2
     assert [value for value, _ in seen] == pytest.approx([now for _, now in seen], rel=1e-6)
+
+
+@pytest.mark.parametrize("reader", ["early stopping", "checkpoint"])
+def test_a_run_that_a_callback_behind_ours_ends_is_read_too(reader: str, tmp_path: Path) -> None:
+    """No validation, and no last batch: as a Timer, or a budget of time, ends it."""
+
+    class Ends(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+            trainer.should_stop = trainer.global_step == 3
+
+    kept = ModelCheckpoint(tmp_path / "kept", monitor="geometry/rankme", mode="max")
+    read = EarlyStopping("geometry/rankme", mode="max") if reader == "early stopping" else kept
+    callbacks = [geometry(schedule=FAR), read, Ends()]
+    _, module = fit(tmp_path, callbacks, max_steps=-1, max_epochs=2, accumulate_grad_batches=1)
+    found = read.best_score if isinstance(read, EarlyStopping) else read.best_model_score
+    assert float(found) == pytest.approx(of_now(module), rel=1e-6)
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_one_of_two_callbacks_is_read(turn: int, tmp_path: Path) -> None:
+    pair = [geometry(probe={"own": tiny.probe()}), geometry(probe={"other": tiny.probe(seed=9)}, path=tmp_path / "o")]
+    stop = EarlyStopping("geometry/own/rankme", mode="max")
+    _, module = fit(tmp_path, [*pair[::turn], stop], Validated(), max_steps=-1, max_epochs=1)
+    assert float(stop.best_score) >= of_now(module) * (1 - 1e-6)
+    assert stop.wait_count == 0  # read once
 
 
 def test_a_scheduler_reads_the_present_weights(tmp_path: Path) -> None:
@@ -156,6 +186,25 @@ def test_tuning_before_a_run_moves_no_update(tune: str, tmp_path: Path) -> None:
     tuned = updates_of(folder=tmp_path / "tuned", tune=tune, max_steps=5)
     assert plain[0] == tuned[0] == [0, 1, 2, 3, 4, 5]
     assert plain[2][0] == tuned[2][0]  # the weights were put back
+
+
+def test_a_learning_rate_that_is_sought_between_epochs_moves_no_update(tmp_path: Path) -> None:
+    """It puts the run back where it was, and every callback's state with it."""
+
+    class Seeks(LearningRateFinder):
+        def on_fit_start(self, *args: Any) -> None: ...
+
+        def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            self.lr_find(trainer, pl_module)
+
+    keep = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
+    settings = dict(max_epochs=3, accumulate_grad_batches=8, enable_checkpointing=True)
+    updates, _, _ = updates_of(Seeks(num_training_steps=3), keep, folder=tmp_path, **settings)
+    assert updates == list(range(7))
+    for file in tmp_path.glob("step=*.ckpt"):
+        saved = torch.load(file, weights_only=True)
+        (state,) = [state for name, state in saved["callbacks"].items() if "GeometryCallback" in name]
+        assert (state["step"], state["measured"]) == (saved["global_step"],) * 2
 
 
 @pytest.mark.parametrize("schedule", [{0: 8, 1: 1}, {0: 1, 1: 5}, {0: 2, 2: 3}])

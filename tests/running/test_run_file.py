@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -110,6 +111,59 @@ def test_an_attempt_that_is_given_up_is_no_part_of_the_run(tmp_path: Path) -> No
     headers = [line for line in read_lines(tmp_path / "geometry.jsonl") if line["kind"] == "header"]
     assert [header.get("attempt", 1) for header in headers] == [1, 2, 3]
     assert len({header["run_id"] for header in headers}) == 1
+
+
+def test_a_run_after_an_interrupted_one_is_no_attempt_of_it(tmp_path: Path) -> None:
+    ours = watcher("trainer", "geometry", tmp_path)
+    made = make_trainer(tmp_path, [ours], auto_find_batch_size=True)
+    train, calls = made.training_step, itertools.count(1)
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == 6:
+            raise KeyboardInterrupt
+        return train(*args, **kwargs)
+
+    made.training_step = step
+    with pytest.raises(KeyboardInterrupt):
+        made.train()
+    with pytest.warns(UserWarning, match=r"recorded in .*geometry-2\.jsonl"):
+        made.train()
+    found = [steps(tmp_path / name) for name in ("geometry.jsonl", "geometry-2.jsonl")]
+    assert found == [[0, 2], [0, 2, 4]]
+
+
+@pytest.mark.parametrize("back", [0, 2])
+def test_a_run_that_is_put_back_to_an_earlier_state_has_each_update_once(back: int, tmp_path: Path) -> None:
+    watch, model = monitor(tmp_path / "g.jsonl", schedule=EACH), tiny.model()
+    states = {}
+    for step in range(5):
+        watch.step(model, step)
+        states[step] = watch.state_dict()
+    watch.load_state_dict(states[back])
+    for step in range(back if back == 0 else back + 1, 7):
+        watch.step(model, step)
+        assert watch.state_dict()["step"] == step
+    watch.close()
+    assert steps(tmp_path / "g.jsonl") == list(range(7))
+    assert [file.name for file in tmp_path.glob("*.jsonl")] == ["g.jsonl"]
+
+
+@pytest.mark.parametrize("number", [np.int64, torch.tensor])
+def test_numbers_of_other_libraries_are_recorded(number: Any, tmp_path: Path) -> None:
+    schedule = Schedule(every=number(2), per_decade=0, at=np.array([1]))
+    watch = monitor(tmp_path / "g.jsonl", schedule=schedule, total_steps=number(4))
+    watch.start(tiny.model(), step=number(0))
+    for step in range(5):
+        watch.step(tiny.model(), number(step), tokens=number(8 * step))
+    watch.close()
+    assert steps(tmp_path / "g.jsonl") == [0, 1, 2, 4]
+    header, *_ = read_lines(tmp_path / "g.jsonl")
+    assert (header["settings"]["total_steps"], header["settings"]["schedule"]["at"]) == (4, [1])
+
+
+def test_a_folder_is_no_record_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"path='.*' is a folder: give a file, such as .*geometry\.jsonl"):
+        monitor(tmp_path)
 
 
 # --- what a copy takes along, and what outlives a run ---------------------------------------------------------------
