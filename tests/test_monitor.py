@@ -15,11 +15,18 @@ import pytest
 import reference
 import tiny
 import torch
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from geomcallbacks import GeometryMonitor, GeometryRecord, ProbeSet, Schedule, read_records, read_spectra
 from geomcallbacks.metrics import METRIC_NAMES
 from geomcallbacks.record import read_lines
+
+
+@pytest.fixture
+def without_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other tests have left behind tells of the precision of training."""
+    monkeypatch.setattr(AcceleratorState, "_shared_state", {})
 
 
 def monitor(probe: object = None, **changes: object) -> GeometryMonitor:
@@ -127,6 +134,7 @@ def test_measured_at_the_scheduled_updates_once_each(tmp_path: Path) -> None:
 # --- what is recorded ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("without_accelerate")
 def test_record_and_header_carry_what_they_need(tmp_path: Path) -> None:
     model, probe = tiny.model("olmo2"), tiny.probe()
     settings = dict(layers=[-1], batch_size=16, total_steps=50)
@@ -268,6 +276,7 @@ def breaks(model: nn.Module, error: Callable[[int], Exception | None]) -> None:
     model.gpt_neox.register_forward_pre_hook(check, with_kwargs=True)
 
 
+@pytest.mark.usefixtures("without_accelerate")
 def test_out_of_memory_halves_the_batch(tmp_path: Path) -> None:
     model = tiny.model()
     (wanted,) = monitor(batch_size=32).measure(model, 0)

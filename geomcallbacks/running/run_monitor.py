@@ -194,6 +194,8 @@ class RunMonitor(ABC):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint at the next start or step: record file and budget are continued, not begun anew."""
+        if not isinstance(state.get("step"), int):
+            raise ValueError(f"step={state.get('step')!r} of the state is no update: give what state_dict() returned")
         self._state, self._resumes = dict(state), True
 
     def close(self) -> None:
@@ -276,10 +278,7 @@ class RunMonitor(ABC):
         run.file.keep(RecordWriter.skip, step, "budget", **budget.account(run.total_steps))
 
     def _fail(self, run: Run, step: int, part: str, reason: str, told: str) -> None:
-        """Note a part of a measurement that failed: in the record file, and once in words for each kind of failure.
-
-        Nothing is `told` by a process which another one has told of it.
-        """
+        """Note a part that failed in the file, and once in words for each kind, unless another process tells of it."""
         self.failed[part] = reason
         if told:  # messages carry sizes and addresses, and would differ at every measurement
             self._warn_once(f"{part} {reason.partition(':')[0]}", f"{told} ({reason}); training goes on")

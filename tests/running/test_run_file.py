@@ -269,3 +269,9 @@ def test_the_home_is_meant_by_a_tilde(tmp_path: Path, monkeypatch: pytest.Monkey
     watch.step(tiny.model(), 0)
     watch.close()
     assert len(read_records("~/geo/g.jsonl")) == len(read_records(tmp_path / "geo" / "g.jsonl")) == 1
+
+
+@pytest.mark.parametrize("state", [{}, {"step": None}, {"step": "4"}])
+def test_a_state_that_is_none_is_refused_at_once(state: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"of the state is no update: give what state_dict\(\) returned"):
+        monitor().load_state_dict(state)
