@@ -31,7 +31,7 @@ def leave_no_trace(module: nn.Module) -> Iterator[None]:
     # Modes are attributes too; dynamic RoPE replaces buffers and attributes for a row longer than any before.
     # Transformers hooks every block when hidden_states are first asked for.
     before = [(child, dict(vars(child)), [(kept, kept.copy()) for kept in _kept(child)]) for child in module.modules()]
-    buffers = [(b, b._version, b.detach().clone()) for b in module.buffers() if _is_copied(b)]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers() if _is_copied(buffer)]
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with ExitStack() as stack:
         stack.enter_context(kept_random_states({parameter.device for parameter in module.parameters()}))
@@ -50,10 +50,8 @@ def leave_no_trace(module: nn.Module) -> Iterator[None]:
                 for kept, content in contents:
                     kept.clear()
                     (kept.extend if isinstance(kept, (list, deque)) else kept.update)(content)
-            with torch.no_grad():
-                for buffer, version, value in buffers:
-                    if buffer._version != version:
-                        buffer.copy_(value)
+            for buffer, value in buffers:
+                buffer.data.copy_(value)  # not itself, which a graph that waits for its backward may have saved
             random.setstate(python_state)
             np.random.set_state(numpy_state)
 
