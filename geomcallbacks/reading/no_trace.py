@@ -30,7 +30,7 @@ def leave_no_trace(module: nn.Module) -> Iterator[None]:
     """
     # Modes are attributes too; dynamic RoPE replaces buffers and attributes for a row longer than any before.
     # Transformers hooks every block when hidden_states are first asked for.
-    before = [(child, dict(vars(child)), [(kept, kept.copy()) for kept in _kept(child)]) for child in module.modules()]
+    before = [(child, dict(vars(child)), _kept(child)) for child in module.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers() if _is_copied(buffer)]
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with ExitStack() as stack:
@@ -56,10 +56,11 @@ def leave_no_trace(module: nn.Module) -> Iterator[None]:
             np.random.set_state(numpy_state)
 
 
-def _kept(module: nn.Module) -> list[Any]:
-    """Return the containers of a module whose contents a forward pass may change."""
+def _kept(module: nn.Module) -> list[tuple[Any, Any]]:
+    """Return the containers of a module whose contents a forward pass may change, each with its contents."""
     left = ("_parameters", "_modules")  # they belong to whoever shards them
-    return [value for name, value in vars(module).items() if name not in left and type(value) in _CONTAINERS]
+    found = [value for name, value in vars(module).items() if name not in left and type(value) in _CONTAINERS]
+    return [(value, value.copy() if value else ()) for value in found]  # most are empty, and copies take time
 
 
 def _is_copied(buffer: Tensor) -> bool:
