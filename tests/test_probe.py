@@ -92,6 +92,15 @@ def test_short_texts_are_dropped_and_counted() -> None:
     assert (probe.dropped, probe.lengths_n.tolist()) == (1, [32, 33])
 
 
+def test_a_text_is_cut_behind_whatever_the_tokenizer_cuts() -> None:
+    """Trainers on preferences and rollouts have it cut prompts in front; the probe's rows must not depend on that."""
+    expected, tokenizer = built(tiny.texts(), max_length=12, min_length=4), tiny.tokenizer()
+    tokenizer.truncation_side = "left"
+    probe = ProbeSet.from_texts(tiny.texts(), tokenizer, size=len(expected), max_length=12, min_length=4)
+    assert rows_of(probe) == rows_of(expected)
+    assert tokenizer.truncation_side == "left"
+
+
 def test_tokenizer_is_left_as_it_was() -> None:
     tokenizer = tiny.tokenizer()
     tokenizer.padding_side = "left"

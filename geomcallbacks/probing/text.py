@@ -86,6 +86,8 @@ class _Reader:
 
     def __init__(self, tokenizer: Any, max_length: int) -> None:
         self._tokenizer = copy.deepcopy(text_tokenizer(tokenizer))
+        if getattr(self._tokenizer, "truncation_side", None) == "left":  # as trainers on preferences set it
+            self._tokenizer.truncation_side = "right"
         self._max_length = max_length
         self._markup = Markup(self._tokenizer)
         self._repeated = 0

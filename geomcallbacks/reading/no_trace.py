@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import random
 import sys
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from geomcallbacks.reading.device import kept_random_states
+
+#: What a module may count in. Relatives may forbid to be changed, as Transformers' outputs do.
+_CONTAINERS = (dict, OrderedDict, defaultdict, Counter, set, list, deque)
+_COPIED = 1 << 16  # elements: counters, averages and router biases, but not the weights of a quantised layer
 
 
 @contextmanager
 def leave_no_trace(module: nn.Module) -> Iterator[None]:
     """Put a module into evaluation mode inside, and put back afterwards what a forward pass may change.
 
-    That is each submodule's own mode, attributes, buffers and hooks, and every random state. Compiled submodules run
-    eagerly inside: a hook added after the first compiled call would never fire, and the probe's shapes would make the
-    training graphs dynamic.
+    That is each submodule's own mode, attributes, what they hold, buffers and hooks, and every random state. Compiled
+    submodules run eagerly inside: a hook added after the first compiled call would never fire, and the probe's shapes
+    would make the training graphs dynamic.
     """
     # Modes are attributes too; dynamic RoPE replaces buffers and attributes for a row longer than any before.
     # Transformers hooks every block when hidden_states are first asked for.
-    before = [(child, dict(vars(child)), [(kept, dict(kept)) for kept in _kept(child)]) for child in module.modules()]
+    before = [(child, dict(vars(child)), _kept(child)) for child in module.modules()]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers() if _is_copied(buffer)]
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with ExitStack() as stack:
         stack.enter_context(kept_random_states({parameter.device for parameter in module.parameters()}))
@@ -43,11 +49,19 @@ def leave_no_trace(module: nn.Module) -> Iterator[None]:
                 vars(child).update(attributes)
                 for kept, content in contents:
                     kept.clear()
-                    kept.update(content)
+                    (kept.extend if isinstance(kept, (list, deque)) else kept.update)(content)
+            for buffer, value in buffers:
+                buffer.data.copy_(value)  # not itself, which a graph that waits for its backward may have saved
             random.setstate(python_state)
             np.random.set_state(numpy_state)
 
 
-def _kept(module: nn.Module) -> list[dict[Any, Any]]:
-    """Return the dictionaries of a module whose contents a forward pass may change."""
-    return [module._buffers, module._forward_hooks, module._forward_pre_hooks]
+def _kept(module: nn.Module) -> list[tuple[Any, Any]]:
+    """Return the containers of a module whose contents a forward pass may change, each with its contents."""
+    left = ("_parameters", "_modules")  # they belong to whoever shards them
+    found = [value for name, value in vars(module).items() if name not in left and type(value) in _CONTAINERS]
+    return [(value, value.copy() if value else ()) for value in found]  # most are empty, and copies take time
+
+
+def _is_copied(buffer: Tensor) -> bool:
+    return buffer.numel() <= _COPIED and not buffer.is_inference()

@@ -96,7 +96,7 @@ def meet(word: str, judge: Judge, device: torch.device, *, wait: float | None = 
     if store is None:
         return judge(_gathered(word, device))
     store.set(f"{_OURS}/known/{rank()}", "=")
-    room = f"{_OURS}/{store.add(f'{_OURS}/meetings/{rank()}', 1)}"
+    room = _room(store, 1)
     store.set(f"{room}/{rank()}", f"={word}")
     if store.add(f"{room}/come", 1) == world:
         words = [store.get(f"{room}/{number}").decode()[1:] for number in range(world)]
@@ -111,6 +111,15 @@ def meet(word: str, judge: Judge, device: torch.device, *, wait: float | None = 
     if end.startswith("!"):
         raise LostProcessError(end[1:])
     return end[1:]
+
+
+def assemble() -> None:
+    """Number the meetings of another run anew.
+
+    Who missed a meeting of the last one, or left it by an error, would else take old words for those of now.
+    """
+    if world_size() > 1 and (store := _store()) is not None:
+        store.add(f"{_OURS}/runs/{rank()}", 1)
 
 
 def worst(status: int, device: torch.device) -> int:
@@ -217,6 +226,12 @@ def _store() -> Any:
     return None if type(store) is distributed_c10d.Store else store  # MPI's stands for none
 
 
+def _room(store: Any, ahead: int) -> str:
+    """Return where this process meets the others: the latest meeting of its run, or one `ahead` of it."""
+    run = store.add(f"{_OURS}/runs/{rank()}", 0)
+    return f"{_OURS}/{run}/{store.add(f'{_OURS}/meetings/{run}/{rank()}', ahead)}"
+
+
 def _patience(store: Any) -> float:
     """Return for how many seconds a process may give no sign of life."""
     limit: float = store.timeout.total_seconds()
@@ -258,7 +273,7 @@ def _part() -> None:
     store = _store() if world_size() > 1 else None
     if store is None:
         return
-    room = f"{_OURS}/{store.add(f'{_OURS}/meetings/{rank()}', 0)}"
+    room = _room(store, 0)
     last = time.monotonic() + min(_PARTING, store.timeout.total_seconds() / 10)
     while time.monotonic() < last and store.add(f"{room}/gone", 0) < world_size():
         time.sleep(0.01)

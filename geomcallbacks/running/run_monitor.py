@@ -161,6 +161,7 @@ class RunMonitor(ABC):
         attempt = 1 if before is None else before.attempt + 1
         run = Run(total, ending, budget, step, settled, file, attempt, driven, weights)
         device = device_of(model)
+        processes.assemble()
         processes.all_alike(self._facts(run), ALIKE, device)
         with processes.alive(), processes.refusing_together(device):
             problem = self._try(model)

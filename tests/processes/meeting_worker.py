@@ -198,6 +198,20 @@ def without_a_store() -> dict[str, Any]:
         return {"heard": heard, "unlike": unlike()["probe"]}
 
 
+def missed() -> dict[str, Any]:
+    """The last process leaves a run before its measurement, as by an error of the user's; then all begin another."""
+    model, left, following = tiny.model(), geometry(on_error="warn"), geometry()
+    left.start(model)
+    if rank() == dist.get_world_size() - 1:
+        time.sleep(0.8 * TIMEOUT)
+    else:
+        left.measure(model, 0)
+    left.close()
+    numbers: list[Any] = []
+    heard = said(lambda: numbers.extend(dict(record.metrics) for record in following.measure(model, 0)))
+    return {"failed": left.failed, "said": heard, "numbers": numbers}
+
+
 def absent() -> dict[str, Any]:
     """The last process never comes to measure: it waits in a collective of its own training."""
     model, begin = tiny.model(), time.monotonic()
@@ -220,7 +234,8 @@ def main(folder: Path) -> None:
     dist.init_process_group("gloo", timeout=timedelta(seconds=TIMEOUT))
     found: dict[str, Any] = {"world size": dist.get_world_size(), "unlike": unlike(), "refused": refused_on_one()}
     found |= {"without a store": without_a_store(), "late": late()}
-    found |= {"long": longer_than_the_time_out(), "shares": shares(), "fails": fails_on_one(), "absent": absent()}
+    found |= {"long": longer_than_the_time_out(), "shares": shares(), "fails": fails_on_one(), "missed": missed()}
+    found["absent"] = absent()
     launcher.report(folder, found)
     time.sleep(1.0)  # in no collective: the last process is out of step
     dist.destroy_process_group()

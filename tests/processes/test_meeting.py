@@ -6,6 +6,7 @@ from typing import Any
 
 import launcher
 import pytest
+import tiny
 from processes import meeting_worker as worker
 
 Found = list[dict[str, Any]]
@@ -64,6 +65,16 @@ def test_one_that_never_comes_ends_the_wait_before_the_time_out(found: Found) ->
         assert f"ValueError: process {number} has not come to measure" in process["absent"]["said"]
         assert "on every process of the run" in process["absent"]["said"]
         assert process["absent"]["seconds"] < worker.TIMEOUT
+
+
+@pytest.mark.fault
+def test_a_run_after_one_that_a_process_left_hears_no_old_words(found: Found) -> None:
+    (expected,) = worker.geometry().measure(tiny.model(), 0)
+    for process in found:
+        assert process["missed"]["said"] == "nothing"
+        (metrics,) = process["missed"]["numbers"]
+        assert metrics["rankme"] == pytest.approx(expected.metrics["rankme"], rel=1e-9)
+    assert "has not come to measure" in found[0]["missed"]["failed"]["probe"]
 
 
 @pytest.mark.fault

@@ -87,6 +87,41 @@ def test_frequencies_of_dynamic_rope_are_put_back() -> None:
     assert model.model.rotary_emb.max_seq_len_cached == 64
 
 
+class Counting(nn.Module):
+    """Keeps accounts of its calls in every way that a module has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wte, self.head = nn.Embedding(tiny.VOCABULARY, 16), nn.Linear(16, tiny.VOCABULARY)
+        self.calls, self.shapes, self.lengths, self.seen = 0, [], {}, set()
+        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("average", torch.zeros(16))
+        self.norm = nn.BatchNorm1d(16)
+
+    def forward(self, ids_bt: Tensor) -> Tensor:
+        hidden = self.wte(ids_bt)
+        self.calls += 1
+        self.passes += 1
+        self.average.lerp_(hidden.mean((0, 1)), 0.1)
+        self.shapes.append(ids_bt.shape)
+        self.seen.add(ids_bt.shape)
+        self.lengths[ids_bt.shape[1]] = self.calls
+        self.norm.train()  # whatever it was told
+        return self.head(self.norm(hidden.mT).mT)
+
+
+def test_what_a_model_counts_is_put_back() -> None:
+    """Also in the trial pass, and in place: a checkpoint would hold other buffers than without us."""
+    model = Counting()
+    model(torch.ones(2, 3, dtype=torch.int64))
+    before, shapes = copy.deepcopy(model.state_dict()), model.shapes
+    watch(layers="wte").step(model, 0)
+    assert (model.calls, int(model.passes), model.lengths) == (1, 1, {3: 1})
+    assert model.shapes is shapes
+    assert (model.shapes, model.seen) == ([(2, 3)], {(2, 3)})
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 @pytest.mark.parametrize("precision", ["training", "bf16"])
 def test_autocast_caches_no_weight_while_measuring(precision: str) -> None:
     """A low-precision copy that was made without gradients would end training in some versions of torch."""
