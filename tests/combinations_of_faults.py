@@ -30,7 +30,7 @@ from geomcallbacks.record import read_lines
 from geomcallbacks.running import record_writer
 
 Patch = pytest.MonkeyPatch
-FRAMEWORKS = ("trainer", "lightning", "loop")
+FRAMEWORKS = ("trainer", "lightning")
 
 
 class Notebook(TrainerCallback):
@@ -260,9 +260,8 @@ def check(
             assert all(line["reason"] for line in skips), case
             assert all(record["reasons"]["rankme"] for record in empty), case
             failures += len(skips) + len(empty)
-            if framework != "loop":
-                rows = [row for row in ended.ours if row["step"] == step and f"{subject}/" in "".join(row)]
-                assert len(rows) == 1, (case, subject, step, ended.ours)
+            rows = [row for row in ended.ours if row["step"] == step and f"{subject}/" in "".join(row)]
+            assert len(rows) == 1, (case, subject, step, ended.ours)
     ours = [text for text in told if "geomcallbacks" not in text and any(w in text for w in ("measured", "no value"))]
     assert bool(ours) == bool(failures), (case, told)
     assert len(ours) == len(set(ours)), (case, told)
