@@ -45,7 +45,7 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
 
 def own_device() -> torch.device:
     """Return this process's accelerator, by its rank on this machine; the CPU where there is none."""
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if accelerator is None:
         return torch.device("cpu")
     if accelerator.type == "mps":

@@ -159,7 +159,8 @@ def test_own_device_is_of_whatever_kind_the_machine_has(
     kind: str | None, rank: str, wanted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = None if kind is None else torch.device(kind)
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: found)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: found)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: found is not None)
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", rank)
     assert str(own_device()) == wanted
