@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -57,4 +58,5 @@ def report(folder: Path, found: dict[str, Any]) -> None:
 def leave() -> None:
     """End the process group once all have come here: at exit, a thread that still waits would abort its process."""
     dist.barrier()
+    gc.collect()  # models in circles still hold the group, whose threads would outlive it
     dist.destroy_process_group()

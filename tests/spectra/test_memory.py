@@ -51,9 +51,15 @@ class Limited:
 
 
 def monitor(**changes: Any) -> GeometryMonitor:
-    return GeometryMonitor(
-        tiny.probe(), **{"layers": LAYERS, "alpha_window": tiny.WINDOW, "on_error": "raise", "batch_size": 8} | changes
-    )
+    # A precision that is named is known, whatever other tests have left of accelerate.
+    settings = {
+        "layers": LAYERS,
+        "alpha_window": tiny.WINDOW,
+        "on_error": "raise",
+        "batch_size": 8,
+        "precision": "fp32",
+    }
+    return GeometryMonitor(tiny.probe(), **settings | changes)
 
 
 def passes(model: nn.Module) -> list[int]:
