@@ -97,7 +97,7 @@ def measure_probe(
         LostPassError: this process failed inside the forward pass of a sharded model.
     """
     points, records = reader.points, list[GeometryRecord]()
-    at_once = getattr(reader, "at_once", 0) or len(points) or 1  # fewer than all, once memory has run out
+    at_once = reader.at_once or len(points) or 1  # fewer than all, once memory has run out
     with alive():
         for start in range(0, len(points) or 1, at_once):
             part = reader
@@ -113,7 +113,7 @@ def measure_probe(
         else:
             turns = f"layers read in turn, {at_once} in a pass: their moments do not fit into memory together"
             return [replace(one, notes=[*one.notes, turns]) for one in records] if at_once < len(points) else records
-    reader.at_once = at_once // 2  # type: ignore[attr-defined]
+    reader.at_once = at_once // 2
     return measure_probe(reader, label, probe, settings, step=step, tokens=tokens, ending=ending)
 
 

@@ -223,12 +223,12 @@ class GeometryMonitor(RunMonitor):
             self._read_model = (model, self.settings.reader(model))
         reader = self._read_model[1]
         records = measure_probe(reader, label, probe, self.settings, step=step, tokens=tokens, ending=run.ending)
-        active = torch.is_autocast_enabled(device_of(model).type)
+        active, more = torch.is_autocast_enabled(device_of(model).type), []
         if self.settings.precision == "training" and not (run.driven or active or reader.arithmetic):
-            note = f"the precision of training is not known: measured in that of the weights, {records[0].precision}"
-            records = [replace(record, notes=[*record.notes, note]) for record in records]
+            more = [f"the precision of training is not known: measured in that of the weights, {records[0].precision}"]
         held = average_around(model, reader.called) or (TRAINING if run.weights is None else run.weights())
-        records = [replace(record, weights=held, storage=storage_of(reader.called)) for record in records]
+        storage = storage_of(reader.called)
+        records = [replace(one, weights=held, storage=storage, notes=[*one.notes, *more]) for one in records]
         if (size := records[-1].batch_size) < self.settings.batch_size:
             self.settings = replace(self.settings, batch_size=size)
             self._warn_once("memory", f"the probe ran out of memory: batch_size is now {size}")

@@ -15,12 +15,10 @@ from geomcallbacks.running.processes import first_decides
 def keys_read(trainer: L.Trainer, prefix: str) -> Iterator[tuple[str, str]]:
     """Give what reads a key that begins with `prefix`, in words, and the key."""
     for reader in trainer.callbacks:
-        for key in _keys_of(reader):
-            if key.startswith(prefix):
-                yield f"{type(reader).__name__}: monitor or filename", key
-    for config in trainer.lr_scheduler_configs:
-        if (config.monitor or "").startswith(prefix):
-            yield "lr_scheduler: monitor", str(config.monitor)
+        for key in _keys_of(reader, prefix):
+            yield f"{type(reader).__name__}: monitor or filename", key
+    for scheduler in _schedulers(trainer, prefix):
+        yield "lr_scheduler: monitor", scheduler.monitor
 
 
 def reads_now(trainer: L.Trainer, prefix: str, updates: int) -> bool:
@@ -31,8 +29,8 @@ def reads_now(trainer: L.Trainer, prefix: str, updates: int) -> bool:
         prefix: of the keys.
         updates: that the weights have received.
     """
-    readers = [each for each in trainer.callbacks if any(key.startswith(prefix) for key in _keys_of(each))]
-    schedulers = [each for each in trainer.lr_scheduler_configs if (each.monitor or "").startswith(prefix)]
+    readers = [each for each in trainer.callbacks if _keys_of(each, prefix)]
+    schedulers = _schedulers(trainer, prefix)
     if not readers and not schedulers:
         return False
     if trainer.is_last_batch or any(s.interval == "step" and updates % s.frequency == 0 for s in schedulers):
@@ -45,10 +43,14 @@ def reads_now(trainer: L.Trainer, prefix: str, updates: int) -> bool:
     return bool(clocks) and first_decides(any(map(_is_time, clocks)), trainer.strategy.root_device)
 
 
-def _keys_of(reader: Any) -> list[str]:
+def _keys_of(reader: Any, prefix: str) -> list[str]:
     named = re.findall(r"{([^}:]+)", getattr(reader, "filename", None) or "")
-    monitored = getattr(reader, "monitor", None)
-    return [*named, *([monitored] if isinstance(monitored, str) else [])]
+    read = [*named, getattr(reader, "monitor", None)]
+    return [key for key in read if isinstance(key, str) and key.startswith(prefix)]
+
+
+def _schedulers(trainer: L.Trainer, prefix: str) -> list[Any]:
+    return [each for each in trainer.lr_scheduler_configs if (each.monitor or "").startswith(prefix)]
 
 
 def _is_time(reader: Any) -> bool:

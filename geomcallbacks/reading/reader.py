@@ -63,6 +63,7 @@ class Reader:
         called: the module that is called.
         points: where it is read. Known after the trial pass, which `prove` runs, or else the first `read`.
         arithmetic: that of the training loop, where its wrapper shows it.
+        at_once: layers that are read in one pass, fewer than all where their moments have not fitted; 0: all.
         remarks: what the user should know of what is read.
         spread: how the model is spread over processes.
         language_model: the language model that is read; None where it is another module.
@@ -104,6 +105,7 @@ class Reader:
         self.arithmetic = arithmetic_of(whole, device_of(self.called))
         self.points: list[locate.ReadPoint] = []
         self.remarks: list[str] = []
+        self.at_once = 0
         self._stops_early = False
 
     def prove(self, batch: ProbeBatch, padded: bool = True) -> list[int]:
